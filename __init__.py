@@ -1,0 +1,107 @@
+"""heirloom: language models whose weights are passed down, for Hugging Face Transformers.
+
+`import heirloom` costs a hundredth of a second and no torch. It announces the models of `modeling/auto_map.py` to
+Transformers' Auto classes the moment those are imported, before or after this package.
+"""
+
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+
+from .modeling.auto_map import AUTO_MAP, AUTO_TOKENIZERS
+
+__version__ = "0.1.0"
+
+
+def _class(room: str, place: str) -> type:
+    """The class that `file.Class` names in a room."""
+    file, name = place.split(".")
+    return getattr(importlib.import_module(f"{__name__}.{room}.{file}"), name)
+
+
+_LAZY = {
+    place.rsplit(".", 1)[1]: ("modeling", place) for places in AUTO_MAP.values() for place in places.values()
+} | {place.rsplit(".", 1)[1]: ("tokenization", place) for place in AUTO_TOKENIZERS.values()}
+_LAZY |= {
+    "ScalarMix": ("modeling", "scalar_mix.ScalarMix"),
+    "lstmp": ("modeling", "lstmp.lstmp"),
+}
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        return _class(*_LAZY[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+def _register_configs() -> None:
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    for model_type, places in AUTO_MAP.items():
+        AutoConfig.register(model_type, _class("modeling", places["AutoConfig"]), exist_ok=True)
+
+
+def _register_models() -> None:
+    from transformers.models.auto import modeling_auto
+
+    for places in AUTO_MAP.values():
+        config_class = _class("modeling", places["AutoConfig"])
+        for auto_class, place in places.items():
+            if auto_class != "AutoConfig":
+                getattr(modeling_auto, auto_class).register(
+                    config_class, _class("modeling", place), exist_ok=True
+                )
+
+
+def _register_tokenizers() -> None:
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+    for model_type, place in AUTO_TOKENIZERS.items():
+        config_class = _class("modeling", AUTO_MAP[model_type]["AutoConfig"])
+        AutoTokenizer.register(config_class, _class("tokenization", place), exist_ok=True)
+
+
+_REGISTER = {
+    "transformers.models.auto.configuration_auto": _register_configs,
+    "transformers.models.auto.modeling_auto": _register_models,
+    "transformers.models.auto.tokenization_auto": _register_tokenizers,
+}
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Lets an Auto module import as usual, then registers our classes with it.
+
+    Transformers has no plug-in mechanism, and importing it here would cost every `import heirloom` seconds.
+    """
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname not in _REGISTER:
+            return None
+        sys.meta_path.remove(self)
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            sys.meta_path.insert(0, self)
+        if spec is None or spec.loader is None:
+            return None
+        run = spec.loader.exec_module
+
+        def run_then_register(module):
+            run(module)
+            _REGISTER[fullname]()
+
+        spec.loader.exec_module = run_then_register
+        return spec
+
+
+for _name, _register in _REGISTER.items():
+    if _name in sys.modules:
+        _register()
+if not all(_name in sys.modules for _name in _REGISTER):
+    sys.meta_path.insert(0, _AfterImport())

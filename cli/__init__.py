@@ -1,0 +1,1 @@
+"""The shell face: one file a verb, heavy imports inside the verb."""

@@ -1,0 +1,102 @@
+"""Vocabulary files of the originals: one word a line, the line's number is the word's row."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .closed_world import existing_file
+
+
+def read_vocabulary(vocab: "str | Path | Sequence[str] | object") -> tuple[list[str], str]:
+    """The words of a vocabulary, in order.
+
+    Args:
+        vocab: a file with one word a line in UTF-8, the words themselves, or an ElmoTokenizer.
+
+    Returns:
+        The words, and a name for messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file that is no UTF-8, that is empty, or that holds a word twice.
+    """
+    if isinstance(vocab, str | Path):
+        path = existing_file(vocab, "a vocabulary, one word a line")
+        try:
+            words, label = path.read_bytes().decode("utf-8").split("\n"), str(path)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is no UTF-8 text ({error}); expected one word a line.") from error
+        words = [word.removesuffix("\r") for word in words]
+        words = words[:-1] if words[-1] == "" else words
+    elif hasattr(vocab, "get_vocab"):
+        ids = {word: number for word, number in vocab.get_vocab().items() if number > 0}
+        words, label = sorted(ids, key=ids.get), "the tokenizer"
+    else:
+        words, label = list(vocab), "the vocabulary"
+    if not words:
+        raise ValueError(f"{label} holds no words; expected one word a line.")
+    lines: dict[str, int] = {}
+    for number, word in enumerate(words, 1):
+        if word in lines:
+            raise ValueError(
+                f"{label} holds {word!r} twice, in lines {lines[word]} and {number}. Words must differ."
+            )
+        lines[word] = number
+    return words, label
+
+
+def write_vocabulary(words: Sequence[str], path: Path) -> None:
+    """Write one word a line.
+
+    Args:
+        words: in order.
+        path: the file.
+
+    Raises:
+        ValueError: a word that holds a line break.
+    """
+    if broken := [word for word in words if "\n" in word or "\r" in word]:
+        raise ValueError(f"{path} cannot hold words with line breaks: {broken[:5]}.")
+    path.write_bytes("".join(f"{word}\n" for word in words).encode("utf-8"))
+
+
+def check_size(words: Sequence[str], label: str, rows: int, where: str) -> None:
+    """Refuse a vocabulary that does not belong to a table.
+
+    Args:
+        words: the vocabulary.
+        label: its name.
+        rows: of the table.
+        where: what and where the table is.
+
+    Raises:
+        ValueError: another number of words than rows.
+    """
+    if len(words) != rows:
+        raise ValueError(
+            f"{label} holds {len(words)} words, but {where} has {rows} rows. Give the vocabulary that the model was "
+            "trained with."
+        )
+
+
+def special_ids(words: Sequence[str], label: str, specials: Mapping[str, str]) -> dict[str, int]:
+    """Where the special words stand.
+
+    Args:
+        words: the vocabulary.
+        label: its name.
+        specials: `bos_token`, `eos_token` and `unk_token`.
+
+    Returns:
+        `bos_token_id` and `eos_token_id` for ElmoConfig: line + 1.
+
+    Raises:
+        ValueError: one of them is not there.
+    """
+    if missing := [word for word in specials.values() if word not in words]:
+        raise ValueError(
+            f"{label} lacks {missing}; such vocabularies hold {list(specials.values())} among their first lines."
+        )
+    return {f"{name}_id": words.index(specials[name]) + 1 for name in ("bos_token", "eos_token")}
+
+
+__all__ = ["check_size", "read_vocabulary", "special_ids", "write_vocabulary"]

@@ -1,0 +1,224 @@
+"""The parts of an ELMo biLM: words to vectors by characters, and two stacks of LSTMs with projection.
+
+Peters et al. 2018, section 3; Kim et al. 2016 (character CNN, highway); Jozefowicz et al. 2016. All parts work on *flat*
+words: no padding, sentences behind one another, with their number of words in `lengths`.
+
+Letters: N words of a batch, U distinct words, B sentences, C characters a word, E character embedding, F filters,
+P projection, D cells, L layers.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .lstmp import lstmp
+from .packing import distinct_rows, pack
+
+
+class Highway(nn.Module):
+    """x -> g relu(W x + b) + (1 - g) x with g = sigmoid(V x + c): Srivastava et al. 2015, eq. 3.
+
+    bilm-tf's files call the gate "carry", although it multiplies the transformed part.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.transform = nn.Linear(size, size)
+        self.gate = nn.Linear(size, size)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map (N, F) to (N, F)."""
+        gate = self.gate(inputs).sigmoid()
+        return gate * self.transform(inputs).relu() + (1 - gate) * inputs
+
+
+class ElmoTokenEncoder(nn.Module):
+    """Words to context-free vectors: [word embedding; highway(max over character convolutions)] and a projection."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.pad_char_id = config.pad_char_id
+        self.activation = getattr(torch, config.char_activation)
+        self.word_embeddings = self.char_embeddings = None
+        if config.word_embedding_size:
+            self.word_embeddings = nn.Embedding(config.vocab_size, config.word_embedding_size, padding_idx=0)
+        if config.char_embedding_size:
+            self.char_embeddings = nn.Embedding(
+                config.char_vocab_size, config.char_embedding_size, padding_idx=0
+            )
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(config.char_embedding_size, count, width)
+            for width, count in (config.char_filters if config.char_embedding_size else ())
+        )
+        self.highways = nn.ModuleList(
+            Highway(config.num_filters) for _ in range(config.num_highway_layers if config.num_filters else 0)
+        )
+        self.projection = None
+        if config.has_token_projection:
+            self.projection = nn.Linear(config.num_features, config.projection_size)
+
+    def forward(self, input_ids: Tensor | None, char_ids: Tensor | None) -> Tensor:
+        """Encode each distinct word once.
+
+        Args:
+            input_ids: (N,) word ids, read where the model has a word table.
+            char_ids: (N, C) character ids, read where it has characters.
+
+        Returns:
+            (N, P) vectors.
+        """
+        keys = [ids.unsqueeze(1) if ids.dim() == 1 else ids for ids in self._read(input_ids, char_ids)]
+        words, inverse = distinct_rows(torch.cat(keys, 1))  # (U, [1 +] C), (N,)
+        return self._encode(words).index_select(0, inverse)
+
+    def _read(self, input_ids: Tensor | None, char_ids: Tensor | None) -> list[Tensor]:
+        """The ids that this model has a table for."""
+        pairs = (input_ids, self.word_embeddings), (char_ids, self.char_embeddings)
+        return [ids for ids, table in pairs if table is not None]
+
+    def _encode(self, words: Tensor) -> Tensor:
+        features = []
+        if self.word_embeddings is not None:
+            features.append(self.word_embeddings(words[:, 0]))
+            words = words[:, 1:]
+        if self.char_embeddings is not None:
+            chars = self._convolve(self._trim(words))  # (U, F)
+            for highway in self.highways:
+                chars = highway(chars)
+            features.append(chars)
+        vectors = torch.cat(features, 1)
+        return vectors if self.projection is None else self.projection(vectors)
+
+    def _trim(self, char_ids: Tensor) -> Tensor:
+        """Cut the padding that no maximum can notice: one window of nothing but padding says what all of them say."""
+        if not len(char_ids):
+            return char_ids
+        widest = max(convolution.kernel_size[0] for convolution in self.convolutions)
+        used = (char_ids != self.pad_char_id).any(0).nonzero()  # columns
+        longest = int(used.max()) + 1 if len(used) else 0
+        return char_ids[:, : longest + widest]
+
+    def _convolve(self, char_ids: Tensor) -> Tensor:
+        chars = self.char_embeddings(char_ids).transpose(1, 2)  # (U, E, C)
+        return torch.cat([self.activation(convolve(chars).amax(2)) for convolve in self.convolutions], 1)
+
+    def init_weights(self, init) -> None:
+        """bilm-tf's initial values, written through `init` (transformers.initialization)."""
+        if self.word_embeddings is not None:
+            init.xavier_uniform_(self.word_embeddings.weight)
+            init.zeros_(self.word_embeddings.weight[0])
+        if self.char_embeddings is not None:
+            init.uniform_(self.char_embeddings.weight, -1.0, 1.0)
+            init.zeros_(self.char_embeddings.weight[0])
+        for convolution in self.convolutions:
+            if self.activation is torch.relu:
+                init.uniform_(convolution.weight, -0.05, 0.05)
+            else:
+                fan_in = convolution.kernel_size[0] * convolution.in_channels
+                init.normal_(convolution.weight, std=1 / math.sqrt(fan_in))
+            init.zeros_(convolution.bias)
+        for highway in self.highways:
+            for linear, bias in ((highway.transform, 0.0), (highway.gate, -2.0)):
+                init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))
+                init.constant_(linear.bias, bias)
+        if self.projection is not None:
+            init.normal_(self.projection.weight, std=1 / math.sqrt(self.projection.in_features))
+            init.zeros_(self.projection.bias)
+
+
+class LstmpLayer(nn.Module):
+    """The weights of one LSTM with projection: gates in torch's order, the forget bias kept out of `bias`."""
+
+    def __init__(self, config):
+        super().__init__()
+        size, cells = config.projection_size, config.cell_size
+        self.cell_clip, self.proj_clip = config.cell_clip, config.proj_clip
+        self.forget_bias = float(config.forget_bias)
+        self.weight_ih = nn.Parameter(torch.empty(4 * cells, size))
+        self.weight_hh = nn.Parameter(torch.empty(4 * cells, size))
+        self.bias = nn.Parameter(torch.empty(4 * cells))
+        self.weight_proj = nn.Parameter(torch.empty(size, cells)) if cells != size else None
+
+    def forward(
+        self, inputs: Tensor, batch_sizes: list[int], state: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run `lstmp` on packed inputs (N, P) from state (h (R, P), c (R, D))."""
+        input_bias, forget, candidate, output = self.bias.chunk(4)
+        bias = torch.cat([input_bias, forget + self.forget_bias, candidate, output])
+        weights = self.weight_ih, self.weight_hh, bias, self.weight_proj
+        return lstmp(inputs, batch_sizes, *weights, state, self.cell_clip, self.proj_clip)
+
+    def init_weights(self, init) -> None:
+        """Glorot uniform over the joint kernel of inputs and outputs, zero bias."""
+        cells, size = self.weight_ih.shape[0] // 4, self.weight_ih.shape[1]
+        bound = math.sqrt(6 / (2 * size + 4 * cells))
+        init.uniform_(self.weight_ih, -bound, bound)
+        init.uniform_(self.weight_hh, -bound, bound)
+        init.zeros_(self.bias)
+        if self.weight_proj is not None:
+            init.xavier_uniform_(self.weight_proj)
+
+
+class ElmoLstm(nn.Module):
+    """Two independent stacks of LSTMs, one reading each sentence forwards, one backwards."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.use_skip_connections = config.use_skip_connections
+        self.dropout = config.dropout
+        self.forward_layers = nn.ModuleList(LstmpLayer(config) for _ in range(config.num_hidden_layers))
+        self.backward_layers = nn.ModuleList(LstmpLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(
+        self, inputs: Tensor, lengths: Tensor, states: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
+        """Run both stacks over flat sentences.
+
+        Args:
+            inputs: (N, P), the sentences' positions behind one another.
+            lengths: (B,) positions of each sentence; 0 leaves that row's state as it was.
+            states: h (L, R, 2 P) and c (L, R, 2 D) for rows 0..R-1; missing rows start from zero.
+
+        Returns:
+            Each layer's output (N, 2 P), and the states (L, max(R, B), ...) after each row's last position. The
+            recurrent h is the clipped projection; the skip connection is added to the output only.
+        """
+        h, c = self._rows(states, inputs, len(lengths))
+        order, batch_sizes, indices = pack(lengths)
+        halves = []
+        for direction, (layers, index) in enumerate(
+            zip((self.forward_layers, self.backward_layers), indices, strict=True)
+        ):
+            size, cells = h.shape[2] // 2, c.shape[2] // 2
+            h_half = slice(direction * size, (direction + 1) * size)
+            c_half = slice(direction * cells, (direction + 1) * cells)
+            unpack = torch.empty_like(index)
+            unpack[index] = torch.arange(len(index), device=index.device)
+            hidden, outputs = inputs.index_select(0, index), []
+            for number, layer in enumerate(layers):
+                hidden = F.dropout(hidden, self.dropout, self.training)
+                state = h[number, order, h_half], c[number, order, c_half]
+                output, (h_last, c_last) = layer(hidden, batch_sizes, state)
+                hidden = output + hidden if number and self.use_skip_connections else output
+                h[number, order, h_half], c[number, order, c_half] = h_last.detach(), c_last.detach()
+                outputs.append(hidden.index_select(0, unpack))
+            halves.append(outputs)
+        return [torch.cat(pair, 1) for pair in zip(*halves, strict=True)], (h, c)
+
+    def _rows(self, states, inputs: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Copies of the states with at least `batch` rows, or zeros."""
+        layer = self.forward_layers[0]
+        layers, cells, size = (
+            len(self.forward_layers),
+            layer.weight_ih.shape[0] // 4,
+            layer.weight_hh.shape[1],
+        )
+        if states is None:
+            return inputs.new_zeros(layers, batch, 2 * size), inputs.new_zeros(layers, batch, 2 * cells)
+        missing = max(0, batch - states[0].shape[1])
+        return tuple(F.pad(state.detach().to(inputs.dtype), (0, 0, 0, missing)).clone() for state in states)
+
+
+__all__ = ["ElmoLstm", "ElmoTokenEncoder", "Highway", "LstmpLayer"]

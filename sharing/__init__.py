@@ -1,0 +1,1 @@
+"""Using and sharing checkpoints: vectors for files, cards, the Hub."""

@@ -1,0 +1,120 @@
+"""What a training verb leaves behind besides the checkpoint: plots, a card, and a last word on what to do next."""
+
+import time
+from pathlib import Path
+
+import datasets
+from rich.console import Console
+from transformers import Trainer, TrainingArguments
+from transformers.utils import logging
+
+from ..training.arguments import DataArguments, FinetuneArguments, PretrainArguments
+from ..training.finetuning import finetune
+from ..training.plots import plot_curves, plot_layer_weights
+from ..training.pretraining import pretrain
+from ..training.trainer import read_log
+from .cards import CardFacts, render_card, training_facts
+
+MEASURES = {
+    "eval_perplexity": "held-out perplexity (mean of both directions)",
+    "eval_forward_loss": "forward loss, nats a target",
+    "eval_backward_loss": "backward loss, nats a target",
+    "eval_accuracy": "accuracy",
+    "eval_macro_f1": "macro F1",
+    "eval_entity_f1": "entity F1 (seqeval)",
+    "eval_loss": "loss",
+}
+
+
+def run_pretraining(arguments: PretrainArguments, training_arguments: TrainingArguments) -> dict[str, float]:
+    """Pre-train and write the run's folder; see `training.pretraining.pretrain`.
+
+    Args:
+        arguments: data and sizes.
+        training_arguments: Trainer's.
+
+    Returns:
+        The last evaluation.
+
+    Raises:
+        FileExistsError: `output_dir` holds something.
+        ValueError: bad options or data.
+    """
+    return _run(
+        pretrain, arguments, training_arguments, "AutoModel", "An ELMo biLM pre-trained with heirloom."
+    )
+
+
+def run_finetuning(arguments: FinetuneArguments, training_arguments: TrainingArguments) -> dict[str, float]:
+    """Fine-tune and write the run's folder; see `training.finetuning.finetune`.
+
+    Args:
+        arguments: data, checkpoint and head.
+        training_arguments: Trainer's.
+
+    Returns:
+        The last evaluation.
+
+    Raises:
+        FileExistsError: `output_dir` holds something.
+        ValueError: bad options or data.
+    """
+    kind = "".join(word.capitalize() for word in arguments.task.split("-"))
+    origin = "the same sizes as" if arguments.from_scratch else "the biLM"
+    summary = (
+        f"ELMo for {arguments.task}, fine-tuned with heirloom from {origin} `{Path(arguments.model).name}`."
+    )
+    return _run(finetune, arguments, training_arguments, f"AutoModelFor{kind}", summary)
+
+
+def _run(
+    train, arguments: DataArguments, training_arguments: TrainingArguments, auto_class: str, summary: str
+) -> dict:
+    folder, start = Path(training_arguments.output_dir), time.time()
+    resumed = training_arguments.resume_from_checkpoint is not None
+    if folder.exists() and any(folder.iterdir()) and not resumed:
+        raise FileExistsError(f"{folder} is not empty. Choose another --output_dir, or delete it.")
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    trainer = train(arguments, training_arguments)
+    seconds = time.time() - start
+    scores = next(record for record in reversed(trainer.state.log_history) if "eval_loss" in record)
+    pictures = _draw(folder, trainer)
+    facts = CardFacts(
+        name=folder.name,
+        auto_class=auto_class,
+        summary=summary,
+        data=f"Trained on {_files(arguments.train_file)}; evaluated on {_files(arguments.validation_file) or 'a held-out part'}.",
+        results={name: f"{scores[key]:.4g}" for key, name in MEASURES.items() if key in scores},
+        training=training_facts(training_arguments, seconds),
+        pictures=pictures,
+    )
+    (folder / "README.md").write_text(render_card(facts))
+    console = Console(highlight=False)
+    for key, name in MEASURES.items():
+        if key in scores:
+            console.print(f" {name:<46} {scores[key]:.4f}")
+    console.print(
+        f"\n saved   {folder}   ({seconds:.0f} s; checkpoint, tokenizer, card, plots, log.jsonl)",
+        soft_wrap=True,
+    )
+    if isinstance(arguments, PretrainArguments):
+        console.print(
+            f" next    heirloom finetune tagging --model {folder} --train_file ... --validation_file ..."
+        )
+        console.print(f"         heirloom embed {folder} sentences.txt vectors.hdf5")
+    return scores
+
+
+def _files(files: list[str]) -> str:
+    """File names without their folders: a card tells nothing about somebody's disk."""
+    return ", ".join(f"`{Path(file).name}`" for file in files)
+
+
+def _draw(folder: Path, trainer: Trainer) -> list[str]:
+    plot_curves(read_log(folder), folder.name).savefig(folder / "curves.png")
+    mix = getattr(trainer.model, "mix", None)
+    if mix is None:
+        return ["curves.png"]
+    plot_layer_weights(mix.weights().tolist()).savefig(folder / "layer_weights.png")
+    return ["curves.png", "layer_weights.png"]

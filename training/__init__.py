@@ -1,0 +1,1 @@
+"""One thin Trainer, recipes, metrics, plots."""

@@ -1,0 +1,95 @@
+"""Pictures of a run, drawn from its saved files. Each function returns a Figure; nothing is shown on a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#1f5a85", "#c8553d", "#588157", "#8d6a9f")
+NAMES = {"loss": "training", "eval_loss": "held out", "forward_loss": "forward", "backward_loss": "backward"}
+
+
+def plot_curves(
+    records: Sequence[dict], title: str = "", keys: Sequence[str] = ("loss", "eval_loss")
+) -> Figure:
+    """Losses over the steps of a run.
+
+    Args:
+        records: of `log.jsonl`.
+        title: over the picture.
+        keys: which numbers to draw; those that never occur are left out.
+
+    Returns:
+        The picture.
+
+    Raises:
+        ValueError: none of the keys occurs.
+    """
+    curves = {key: [(record["step"], record[key]) for record in records if key in record] for key in keys}
+    curves = {key: points for key, points in curves.items() if points}
+    if not curves:
+        raise ValueError(f"the log has none of {list(keys)}. Was the run stopped before its first log?")
+    figure, axes = _figure(title)
+    for colour, (key, points) in zip(COLOURS * len(curves), curves.items(), strict=False):
+        style = {"marker": "o", "markersize": 4} if len(points) < 20 else {}
+        axes.plot(*zip(*points, strict=True), color=colour, label=NAMES.get(key, key), linewidth=1.6, **style)
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats a target")
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_comparison(curves: dict[str, Sequence[tuple[float, float]]], title: str, ylabel: str) -> Figure:
+    """Several runs' scores over their epochs.
+
+    Args:
+        curves: {run: [(epoch, score), ...]}.
+        title: over the picture.
+        ylabel: what the score is.
+
+    Returns:
+        The picture.
+    """
+    figure, axes = _figure(title)
+    for colour, (name, points) in zip(COLOURS * len(curves), curves.items(), strict=False):
+        axes.plot(
+            *zip(*points, strict=True), color=colour, label=name, linewidth=1.6, marker="o", markersize=4
+        )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(ylabel)
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_layer_weights(shares: Sequence[float], title: str = "What the task reads from each layer") -> Figure:
+    """A bar for each layer's share in a scalar mix.
+
+    Args:
+        shares: softmax of the mix weights, token layer first.
+        title: over the picture.
+
+    Returns:
+        The picture.
+    """
+    figure, axes = _figure(title)
+    names = ["characters", *[f"LSTM {number}" for number in range(1, len(shares))]]
+    bars = axes.bar(names, shares, color=COLOURS[0], width=0.6)
+    axes.bar_label(bars, fmt="%.2f", padding=2)
+    axes.axhline(1 / len(shares), color=COLOURS[1], linewidth=1, linestyle="--", label="before training")
+    axes.set_ylabel("share of the mix")
+    axes.set_ylim(0, max(shares) * 1.25)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _figure(title: str):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, fontsize=11)
+    return figure, axes
