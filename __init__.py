@@ -100,8 +100,9 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         return spec
 
 
-for _name, _register in _REGISTER.items():
-    if _name in sys.modules:
-        _register()
-if not all(_name in sys.modules for _name in _REGISTER):
-    sys.meta_path.insert(0, _AfterImport())
+if __name__ == "heirloom":  # test runners also import a checkout under its folder's name; one copy is enough
+    for _name, _register in _REGISTER.items():
+        if _name in sys.modules:
+            _register()
+    if not all(_name in sys.modules for _name in _REGISTER):
+        sys.meta_path.insert(0, _AfterImport())

@@ -97,7 +97,9 @@ def read_allennlp(
 
     settings = read_options(options)
     if not settings.has_characters:
-        raise ValueError(f"{settings.label}: option char_cnn is missing; AllenNLP's ELMo always reads characters.")
+        raise ValueError(
+            f"{settings.label}: option char_cnn is missing; AllenNLP's ELMo always reads characters."
+        )
     if not settings.fields["use_skip_connections"]:
         raise ValueError(
             f"{settings.label}: option lstm.use_skip_connections must be true: AllenNLP's biLM always has them. Take the "
@@ -274,7 +276,9 @@ def _prefix(source: TorchSource) -> str:
             f"{source.path} holds no AllenNLP ELMo: no tensor is called ...{TABLE}. Found {list(source.original)[:5]}, ..."
         )
     if len(found) > 1:
-        raise ValueError(f"{source.path} holds {len(found)} biLMs, by their prefixes {found}. Save them apart.")
+        raise ValueError(
+            f"{source.path} holds {len(found)} biLMs, by their prefixes {found}. Save them apart."
+        )
     return found[0]
 
 
@@ -283,9 +287,7 @@ def _owner(prefix: str) -> str:
     return prefix.removesuffix("_elmo_lstm.")
 
 
-def _mixes(
-    source: TorchSource, prefix: str, do_layer_norm: bool
-) -> tuple["list[ScalarMix]", list[str]]:
+def _mixes(source: TorchSource, prefix: str, do_layer_norm: bool) -> tuple["list[ScalarMix]", list[str]]:
     """The mixes, and the names that were read."""
     import torch
 

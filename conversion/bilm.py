@@ -6,7 +6,9 @@ Letters: V words, P projection.
 """
 
 import json
+import os
 import re
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from .vocabulary import check_size, read_vocabulary, special_ids, write_vocabula
 if TYPE_CHECKING:
     from ..modeling.configuration_elmo import ElmoConfig
     from ..modeling.modeling_elmo import ElmoForPreTraining, ElmoModel, ElmoPreTrainedModel
+    from ..tokenization.tokenization_elmo import ElmoTokenizer
 
 SPECIAL_WORDS = {"bos_token": "<S>", "eos_token": "</S>", "unk_token": "<UNK>"}
 
@@ -49,6 +52,26 @@ class Conversion:
     words: list[str] | None = None
     characters: list[str] | None = None
     extras: dict[str, object] = field(default_factory=dict)
+
+    def make_tokenizer(self) -> "ElmoTokenizer | None":
+        """The tokenizer that belongs to the model; None where none fits."""
+        if self.tokenizer is None:
+            return None
+        from ..tokenization.tokenization_elmo import ElmoTokenizer
+
+        taken, pad = set(self.words or ()), "<pad>"  # a name for id 0 that is no word
+        while pad in taken:
+            pad = f"<{pad}>"
+        with tempfile.TemporaryDirectory() as folder:
+            files = {}
+            if self.words is not None:
+                files["vocab_file"] = os.path.join(folder, "vocab.txt")
+                write_vocabulary(self.words, Path(files["vocab_file"]))
+            if self.characters is not None:
+                files["char_vocab_file"] = os.path.join(folder, "char_vocab.txt")
+                lines = [json.dumps(character) for character in self.characters]
+                write_vocabulary(lines, Path(files["char_vocab_file"]))
+            return ElmoTokenizer(**files, **self.tokenizer, pad_token=pad)
 
 
 def from_bilm(
@@ -201,16 +224,13 @@ def write_bilm(model, folder, vocab=None) -> list[str]:
         FileExistsError: as in `to_bilm`.
         ValueError: as in `to_bilm`.
     """
-    config, folder, notes = model.config, Path(folder), []
+    config, folder = model.config, Path(folder)
     refuse_unwritable(config)
     words = None
     if vocab is not None:
         words, label = read_vocabulary(vocab)
         check_size(words, label, config.vocab_size - 1, "the model (vocab_size - 1)")
-    state = {
-        name.removeprefix("elmo."): tensor.detach().float().cpu().numpy()
-        for name, tensor in model.state_dict().items()
-    }
+    state, notes = bilm_state(model)
     files = {"weights.hdf5": bilm_rules(config)}
     if "softmax.weight" in state:
         files["softmax.hdf5"] = softmax_rules(config)
@@ -218,14 +238,6 @@ def write_bilm(model, folder, vocab=None) -> list[str]:
     for name in ("options.json", *files, *(["vocab.txt"] if words else [])):
         if (folder / name).exists():
             raise FileExistsError(f"{folder / name} is there already. Choose another folder or delete it.")
-    if config.forget_bias != 1:
-        notes.append(_fold_forget_bias(state, config.forget_bias))
-    if len(written := {name.split(".")[0] for name in state} - {"token_encoder", "lstm", "softmax"}):
-        notes.append(f"bilm-tf's format has no place for the task head; not written: {sorted(written)}")
-    if config.has_token_projection and config.num_features == config.projection_size:
-        notes.append(
-            "CNN_proj leads from P to P features: AllenNLP reads it, bilm-tf leaves such a layer out"
-        )
     (folder / "options.json").write_text(json.dumps(write_options(config), indent=2) + "\n", encoding="utf-8")
     for name, rules in files.items():
         with h5py.File(folder / name, "x") as file:
@@ -235,6 +247,43 @@ def write_bilm(model, folder, vocab=None) -> list[str]:
     if words:
         write_vocabulary(words, folder / "vocab.txt")
     return notes
+
+
+def bilm_state(model: "ElmoPreTrainedModel") -> tuple[dict[str, np.ndarray], list[str]]:
+    """A model's parameters as float32 arrays that leave out a forget bias of 1.
+
+    Args:
+        model: any ELMo model.
+
+    Returns:
+        Arrays by the names of ElmoModel, `softmax.*` and parts of heads; and what bilm-tf's format cannot keep.
+    """
+    config, notes = model.config, []
+    state = {
+        name.removeprefix("elmo."): tensor.detach().float().cpu().numpy()
+        for name, tensor in model.state_dict().items()
+    }
+    if config.forget_bias != 1:
+        largest = 0.0
+        for name in [name for name in state if name.startswith("lstm.") and name.endswith(".bias")]:
+            array = state[name] = state[name].copy()
+            forget = slice(len(array) // 4, len(array) // 2)
+            before = array[forget] + np.float32(config.forget_bias)
+            array[forget] = before - np.float32(1)
+            largest = max(largest, float(np.abs(array[forget] + np.float32(1) - before).max(initial=0.0)))
+        notes.append(
+            f"the model's forget bias is {config.forget_bias:g}, bilm-tf's files leave out 1: the rest was written, rounded "
+            f"to float32 (largest rounding difference {largest:.3g})"
+        )
+    if model.dtype.itemsize > 4:
+        notes.append("the model's float64 numbers were rounded to float32")
+    if heads := sorted({name.split(".")[0] for name in state} - {"token_encoder", "lstm", "softmax"}):
+        notes.append(f"bilm-tf's format has no place for the task head; not written: {heads}")
+    if config.has_token_projection and config.num_features == config.projection_size:
+        notes.append(
+            "CNN_proj leads from P to P features: AllenNLP reads it, bilm-tf leaves such a layer out"
+        )
+    return state, notes
 
 
 def refuse_unwritable(config: "ElmoConfig") -> None:
@@ -297,22 +346,6 @@ def _refuse_one_direction(source: Hdf5Source) -> None:
             f"{source.path} holds a forward language model only ({forward[0]!r}, ..., and no RNN_1/...). An ELMo needs both "
             "directions; train with bidirectional=true."
         )
-
-
-def _fold_forget_bias(state: dict[str, np.ndarray], forget_bias: float) -> str:
-    """Write a forget bias of 1 into biases that hold another one, in place; says what that cost."""
-    largest = 0.0
-    for name, array in state.items():
-        if name.startswith("lstm.") and name.endswith(".bias"):
-            forget = slice(len(array) // 4, len(array) // 2)
-            before = array[forget] + np.float32(forget_bias)
-            array = state[name] = array.copy()
-            array[forget] = before - np.float32(1)
-            largest = max(largest, float(np.abs(array[forget] + np.float32(1) - before).max(initial=0.0)))
-    return (
-        f"the model's forget bias is {forget_bias:g}, bilm-tf's files leave out 1: the rest was written, rounded to float32 "
-        f"(largest difference {largest:.3g})"
-    )
 
 
 __all__ = ["Conversion", "from_bilm", "read_bilm", "to_bilm", "write_bilm"]

@@ -78,7 +78,7 @@ def read_options(options: str | Path | Mapping) -> BilmOptions:
     if not isinstance(options, Mapping):
         label = str(options)
         options = read_json(options, "ELMo's options.json")
-    read = _Reader(label, options)
+    read = OptionReader(label, options)
     if not isinstance(options.get("lstm"), Mapping):
         raise ValueError(
             f"{label} holds no ELMo options: expected the keys 'lstm' and 'char_cnn' (or 'n_tokens_vocab' for a word "
@@ -227,13 +227,14 @@ def read_json(path: str | Path, what: str) -> dict:
     return found
 
 
-class _Reader:
+class OptionReader:
     """Options by dotted name, each checked."""
 
     def __init__(self, label: str, options: Mapping):
         self.label, self.options, self.notes = label, options, []
 
     def get(self, name: str, default: object = ...) -> object:
+        """The option as it is; missing or null, the default; without a default an error."""
         value = self.options
         for part in name.split("."):
             value = value.get(part, ...) if isinstance(value, Mapping) else ...
@@ -244,6 +245,7 @@ class _Reader:
         return value
 
     def integer(self, name: str, lowest: int, default: object = ...) -> int | None:
+        """A whole number of at least `lowest`."""
         value = self.get(name, default)
         if value is default:
             return value
@@ -256,12 +258,14 @@ class _Reader:
         return value
 
     def boolean(self, name: str, default: bool) -> bool:
+        """True or false, nothing else."""
         value = self.get(name, default)
         if not isinstance(value, bool):
             raise ValueError(f"{self.label}: option {name} must be true or false, found {value!r}.")
         return value
 
     def clip(self, name: str) -> float | None:
+        """A bound for clipping; None where it is missing, null or 0."""
         value = self.get(name, None)
         if value is None:
             return None
@@ -273,12 +277,14 @@ class _Reader:
         return float(value)
 
     def activation(self, name: str) -> str:
+        """relu or tanh."""
         value = self.get(name)
         if value not in ("relu", "tanh"):
             raise ValueError(f"{self.label}: option {name} must be 'relu' or 'tanh', found {value!r}.")
         return value
 
     def filters(self, name: str) -> tuple[tuple[int, int], ...]:
+        """(width, count) of each convolution."""
         value = self.get(name)
         if (
             not isinstance(value, list | tuple)
@@ -292,11 +298,12 @@ class _Reader:
         return tuple((width, count) for width, count in value)
 
     def unknown(self, group: str, known: set[str]) -> list[str]:
+        """Options of a group ("" for the outermost) that nobody knows."""
         keys = self.options[group] if group else self.options
         return [f"{group}.{key}".lstrip(".") for key in keys if key not in known]
 
 
-def _character_fields(read: _Reader) -> dict[str, object]:
+def _character_fields(read: OptionReader) -> dict[str, object]:
     filters = read.filters("char_cnn.filters")
     fields = {
         "char_activation": read.activation("char_cnn.activation"),
@@ -318,4 +325,12 @@ def _plain(clip: float | None) -> float | int | None:
     return int(clip) if clip is not None and float(clip).is_integer() else clip
 
 
-__all__ = ["BilmOptions", "make_config", "mark_ids", "read_json", "read_options", "write_options"]
+__all__ = [
+    "BilmOptions",
+    "OptionReader",
+    "make_config",
+    "mark_ids",
+    "read_json",
+    "read_options",
+    "write_options",
+]

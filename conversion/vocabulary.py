@@ -5,6 +5,8 @@ from pathlib import Path
 
 from .closed_world import existing_file
 
+NOT_A_WORD = "!!!MAXTERMID"  # a line of 1B-Word vocabularies that has no row
+
 
 def read_vocabulary(vocab: "str | Path | Sequence[str] | object") -> tuple[list[str], str]:
     """The words of a vocabulary, in order.
@@ -17,7 +19,7 @@ def read_vocabulary(vocab: "str | Path | Sequence[str] | object") -> tuple[list[
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file that is no UTF-8, that is empty, or that holds a word twice.
+        ValueError: a file that is no UTF-8, or that is empty.
     """
     if isinstance(vocab, str | Path):
         path = existing_file(vocab, "a vocabulary, one word a line")
@@ -25,22 +27,14 @@ def read_vocabulary(vocab: "str | Path | Sequence[str] | object") -> tuple[list[
             words, label = path.read_bytes().decode("utf-8").split("\n"), str(path)
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is no UTF-8 text ({error}); expected one word a line.") from error
-        words = [word.removesuffix("\r") for word in words]
         words = words[:-1] if words[-1] == "" else words
-    elif hasattr(vocab, "get_vocab"):
-        ids = {word: number for word, number in vocab.get_vocab().items() if number > 0}
-        words, label = sorted(ids, key=ids.get), "the tokenizer"
+        words = [word for line in words if (word := line.removesuffix("\r")) != NOT_A_WORD]
+    elif hasattr(vocab, "convert_ids_to_tokens"):
+        words, label = vocab.convert_ids_to_tokens(range(1, vocab.vocab_size)), "the tokenizer"
     else:
         words, label = list(vocab), "the vocabulary"
     if not words:
         raise ValueError(f"{label} holds no words; expected one word a line.")
-    lines: dict[str, int] = {}
-    for number, word in enumerate(words, 1):
-        if word in lines:
-            raise ValueError(
-                f"{label} holds {word!r} twice, in lines {lines[word]} and {number}. Words must differ."
-            )
-        lines[word] = number
     return words, label
 
 
@@ -54,7 +48,7 @@ def write_vocabulary(words: Sequence[str], path: Path) -> None:
     Raises:
         ValueError: a word that holds a line break.
     """
-    if broken := [word for word in words if "\n" in word or "\r" in word]:
+    if broken := [word for word in words if "\n" in word or word.endswith("\r")]:
         raise ValueError(f"{path} cannot hold words with line breaks: {broken[:5]}.")
     path.write_bytes("".join(f"{word}\n" for word in words).encode("utf-8"))
 
@@ -92,11 +86,12 @@ def special_ids(words: Sequence[str], label: str, specials: Mapping[str, str]) -
     Raises:
         ValueError: one of them is not there.
     """
-    if missing := [word for word in specials.values() if word not in words]:
+    lines = {word: number for number, word in enumerate(words, 1)}  # of a repeated word, the last counts
+    if missing := [word for word in specials.values() if word not in lines]:
         raise ValueError(
             f"{label} lacks {missing}; such vocabularies hold {list(specials.values())} among their first lines."
         )
-    return {f"{name}_id": words.index(specials[name]) + 1 for name in ("bos_token", "eos_token")}
+    return {f"{name}_id": lines[specials[name]] for name in ("bos_token", "eos_token")}
 
 
 __all__ = ["check_size", "read_vocabulary", "special_ids", "write_vocabulary"]

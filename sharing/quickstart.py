@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import datasets
+import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
@@ -51,6 +52,7 @@ def quickstart(
         raise FileExistsError(f"{folder} is not empty. Name another folder: heirloom quickstart runs/again")
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # new heads have no weights yet; that is the point of fine-tuning
     console, start = Console(highlight=False), time.time()
 
     names, train_pairs, held_out_pairs = module_task()
@@ -118,6 +120,7 @@ def _arguments(folder: Path, seed: int, epochs: float, **options) -> TrainingArg
         eval_strategy="epoch",
         save_strategy="no",
         report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
         seed=seed,
         **options,
     )

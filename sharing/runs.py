@@ -76,6 +76,7 @@ def _run(
         raise FileExistsError(f"{folder} is not empty. Choose another --output_dir, or delete it.")
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # new heads have no weights yet; that is the point of fine-tuning
     trainer = train(arguments, training_arguments)
     seconds = time.time() - start
     scores = next(record for record in reversed(trainer.state.log_history) if "eval_loss" in record)

@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import torch
-from heirloom.modeling.lstmp import lstmp
 from reference.lstmp_naive import lstmp_naive
 from torch import nn
 from torch.autograd import gradcheck
+
+from heirloom.modeling.lstmp import lstmp
 
 INPUTS, SIZE, CELLS = 5, 4, 7
 NAMES = ["inputs", "weight_ih", "weight_hh", "bias", "weight_proj", "h0", "c0"]

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from reference.bilm_files import build, difference, padded, read, state_dict
+from reference.bilm_naive import NaiveBilm, character_ids, scalar_mix
+
 from heirloom import ElmoTokenizer
 from heirloom.modeling.modeling_elmo import ElmoModel
 from heirloom.modeling.scalar_mix import ScalarMix
-from reference.bilm_files import build, difference, padded, read, state_dict
-from reference.bilm_naive import NaiveBilm, character_ids, scalar_mix
 
 ORACLE = Path(__file__).resolve().parents[2] / "shared" / "oracles" / "elmo"
 CASES = sorted(path.parent.name for path in ORACLE.glob("*/expected.npz"))

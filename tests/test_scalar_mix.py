@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from heirloom.modeling.scalar_mix import ScalarMix
 from reference.bilm_naive import scalar_mix
+
+from heirloom.modeling.scalar_mix import ScalarMix
 
 WEIGHTS, GAMMA = [0.25, -1.25, 0.75], 1.625
 LENGTHS = [4, 2, 6, 3]  # with sentence marks

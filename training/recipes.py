@@ -8,6 +8,7 @@ import difflib
 import json
 from pathlib import Path
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -78,7 +79,12 @@ def parse(name: str, overrides: list[str], kind: type) -> tuple:
         FileNotFoundError: no such recipe.
         ValueError: an unknown option, or a value of the wrong type, by name.
     """
-    recipe = {"report_to": "none", "output_dir": f"runs/{Path(name).stem}", **read_recipe(name)}
+    recipe = {
+        "report_to": "none",
+        "output_dir": f"runs/{Path(name).stem}",
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        **read_recipe(name),
+    }
     recipe.pop("about", None)
     known = {
         field.name for owner in (kind, TrainingArguments) for field in dataclasses.fields(owner) if field.init

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from heirloom.modeling.configuration_elmo import ElmoConfig
 
+from heirloom.modeling.configuration_elmo import ElmoConfig
 from reference.bilm_naive import character_ids
 
 SENTENCES = [
-    "the quick brown fox jumps over dogs".split(),
+    ["the", "quick", "quiet", "fox", "jumps", "over", "dogs"],
     ["Stop", "!"],
     ["it", "was", "überschwänglich", "\U0001f600", "x" * 60, "日本語" * 9],
     ["yes"],

@@ -1,0 +1,129 @@
+"""`heirloom convert`: originals to checkpoints and back, each verified before it is kept."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Originals to checkpoints and back.")
+OUT = Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")]
+
+
+@app.command()
+def elmo(
+    out: OUT,
+    options: Annotated[Path, typer.Option(help="options.json", metavar="F")],
+    weights: Annotated[Path, typer.Option(help="HDF5 file, or an AllenNLP .th state dict.", metavar="F")],
+    softmax: Annotated[
+        Path | None, typer.Option(help="HDF5 file of the softmax; adds the language-model head.", metavar="F")
+    ] = None,
+    vocab: Annotated[
+        Path | None, typer.Option(help="Vocabulary, one word a line; for the tokenizer.", metavar="F")
+    ] = None,
+) -> None:
+    """Make a checkpoint of an ELMo in bilm-tf's or AllenNLP's files, and compare every number.
+
+    Example: heirloom convert elmo --options options.json --weights weights.hdf5 elmo-original
+    """
+    from ..conversion.closed_world import HDF5_SIGNATURE, existing_file
+    from ..conversion.saving import refuse_existing
+
+    refuse_existing(out)
+    with existing_file(weights, "HDF5 or PyTorch weights").open("rb") as file:
+        start = file.read(len(HDF5_SIGNATURE))
+    is_torch = start[:2] in (b"PK", b"\x80\x02") or (
+        start != HDF5_SIGNATURE and weights.suffix in (".th", ".pt", ".bin", ".pth")
+    )
+    if is_torch:
+        from ..conversion.allennlp import read_allennlp
+
+        if softmax is not None:
+            raise ValueError("--softmax belongs to HDF5 weights; an AllenNLP state dict has no softmax.")
+        conversion = read_allennlp(options, weights, vocab)
+    else:
+        from ..conversion.bilm import read_bilm
+
+        conversion = read_bilm(options, weights, softmax, vocab)
+    config = conversion.model.config
+    if vocab is None and config.word_embedding_size:
+        raise ValueError("this model reads whole words: give its vocabulary, --vocab vocab.txt.")
+    if vocab is None and config.vocab_size > 4:
+        conversion.notes.append(
+            "no --vocab: the tokenizer knows no words, so it cannot make labels for the softmax"
+        )
+    if conversion.tokenizer is None:
+        conversion.notes.append("no tokenizer was written: the model has a character inventory of its own")
+    _save(conversion, out, example=conversion.tokenizer is not None)
+
+
+@app.command()
+def efml(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of ELMoForManyLangs.")], out: OUT
+) -> None:
+    """Make a checkpoint of an ELMoForManyLangs folder, and compare every number.
+
+    DIR holds config.json, the architecture it names, token_embedder.pkl, encoder.pkl, char.dic and word.dic.
+
+    Example: heirloom convert efml downloads/179 elmo-portuguese
+    """
+    from ..conversion.efml import read_efml
+    from ..conversion.saving import refuse_existing
+
+    refuse_existing(out)
+    _save(read_efml(folder), out)
+
+
+@app.command()
+def elmo_to_bilm(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder, or name on the Hub.")],
+    out: OUT,
+) -> None:
+    """Write a checkpoint as options.json + weights.hdf5, as bilm-tf and AllenNLP read them, and compare.
+
+    Adds softmax.hdf5 where the checkpoint has a softmax, and vocab.txt where its tokenizer has the words.
+
+    Example: heirloom convert elmo-to-bilm runs/bilm for-allennlp
+    """
+    from ..conversion.checkpoints import load_model, load_words
+    from ..conversion.saving import refuse_existing, save_bilm
+
+    refuse_existing(out)
+    model = load_model(checkpoint)
+    rows, notes = save_bilm(model, out, load_words(checkpoint, model.config))
+    _print_table(rows, notes, "read back from HDF5: every bit equal")
+    print(f"\nwritten: {', '.join(str(path) for path in sorted(out.iterdir()))}")
+    print(f"try next: heirloom convert elmo --options {out}/options.json --weights {out}/weights.hdf5 again")
+
+
+def _save(conversion, out: Path, example: bool = True) -> None:
+    from ..conversion.saving import save_checkpoint
+
+    rows = save_checkpoint(conversion, out)
+    _print_table(rows, conversion.notes, "written back into the original's form: every bit equal")
+    print(f"\nwritten: {out}")
+    if example:
+        print(f"try next: heirloom embed {out} sentences.txt vectors.hdf5")
+    print(
+        f'          python -c "import heirloom; from transformers import AutoModel as A; A.from_pretrained({str(out)!r})"'
+    )
+
+
+def _print_table(rows, notes: list[str], verdict: str) -> None:
+    cells = [("parameter group", "arrays", "numbers", "largest array", "max abs difference", "")]
+    for row in rows:
+        shape = " x ".join(map(str, row.shape))
+        state = "ok" if row.exact and row.difference == 0 else "DIFFERS"
+        cells.append((row.group, f"{row.arrays}", f"{row.numbers:,}", shape, f"{row.difference:g}", state))
+    worst = max(row.difference for row in rows)
+    arrays, numbers = sum(row.arrays for row in rows), sum(row.numbers for row in rows)
+    cells.append(("total", f"{arrays}", f"{numbers:,}", "", f"{worst:g}", "ok"))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        parts = [
+            cell.rjust(width) if 0 < number < 5 else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(parts).rstrip())
+    print(verdict)
+    for note in notes:
+        print(f"note: {note}")

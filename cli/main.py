@@ -1,0 +1,75 @@
+"""The shell face: one file a verb; heavy imports inside the verbs, so that `heirloom --help` is quick."""
+
+import os
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from . import convert, env, finetune, pretrain, quickstart, recipes
+
+KNOWN_ERRORS = (ValueError, OSError, ImportError)
+KNOWN_MODULES = ("huggingface_hub", "safetensors")
+
+
+class Verbs(TyperGroup):
+    """Tells a failure in one message on stderr, with exit status 1; HEIRLOOM_DEBUG=1 shows the traceback."""
+
+    def invoke(self, ctx):
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except KeyboardInterrupt:
+            typer.echo("heirloom: interrupted.", err=True)
+            raise typer.Exit(130) from None
+        except Exception as error:
+            known = isinstance(error, KNOWN_ERRORS) or type(error).__module__.startswith(KNOWN_MODULES)
+            if os.environ.get("HEIRLOOM_DEBUG") == "1" or not known:
+                raise
+            typer.echo(f"heirloom: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+REST = {"allow_extra_args": True, "ignore_unknown_options": True}  # what follows is read by the verb itself
+
+# The verbs, in the order of `heirloom --help`.
+app.command()(quickstart.quickstart)
+app.add_typer(convert.app, name="convert")
+app.command(context_settings=REST)(pretrain.pretrain)
+app.command(context_settings=REST)(finetune.finetune)
+app.command()(recipes.recipes)
+app.command()(env.env)
+
+
+@app.callback()
+def heirloom(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Pass a language model's weights down: ELMo for Transformers 5.
+
+    Example: heirloom quickstart
+    """
+    if version:
+        from .. import __version__
+
+        typer.echo(f"heirloom {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="heirloom")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Contextual vectors for a file of sentences: resumable, in the layouts of the old tools or in newer ones.
+
+Work proceeds in shards of sentences. Each shard is a file of its own in a folder `OUT.partial`, renamed into place when
+it is complete; only when all shards are there is OUT written beside them and renamed in turn. So an interrupted run goes
+on where it stopped, and a file called OUT is always whole.
+
+Letters: n words of a sentence, P projection (vectors have 2 P), L layers.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import logging
+
+from ..modeling.modeling_elmo import ElmoForSequenceClassification, ElmoForTokenClassification, ElmoModel
+from ..tokenization.tokenization_elmo import ElmoTokenizer
+from ..training.data import column, read_table, split_words
+from .embedding_formats import WRITERS, FileFormat
+
+Layers = Literal["all", "top", "average", "mix"]
+
+SHARD = 4096  # sentences a shard
+WORDS = 4096  # padded words a batch, at the most
+
+
+def embed_file(
+    checkpoint: str,
+    source: Path,
+    target: Path,
+    layers: Layers = "all",
+    file_format: FileFormat = "hdf5",
+    text_column: str | None = None,
+    raw: bool = False,
+    stateful_batch: int = 0,
+) -> int:
+    """Write the contextual vectors of every word of a file.
+
+    Args:
+        checkpoint: an ELMo checkpoint, folder or Hub name.
+        source: .txt with a tokenised sentence a line, or .jsonl, .csv, .tsv, .parquet with a column of text or word lists.
+        target: the file to write; must not exist.
+        layers: "all" (L + 1, n, 2 P), or (n, 2 P): "top", "average" over layers, "mix" as a task head learned it.
+        file_format: "hdf5" (AllenNLP's layout), "hdf5-bilm" (bilm-tf's), "parquet", "safetensors".
+        text_column: column of the text.
+        raw: split text by the tokenizer instead of at spaces.
+        stateful_batch: 0 = sentences do not depend on one another. Otherwise as the old tools did: sentences in file
+            order, this many at a time, states carried from batch to batch (bilm-tf 1; AllenNLP its batch size).
+
+    Returns:
+        Number of sentences.
+
+    Raises:
+        FileExistsError: the target exists.
+        FileNotFoundError: no such checkpoint, input or output folder.
+        ValueError: no ELMo checkpoint, no such column, or no mix in the checkpoint.
+        OSError: the output cannot be written, or the disk is full; run the same command again to go on.
+    """
+    if target.exists():
+        raise FileExistsError(f"{target} exists. Choose another name, or delete it.")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"the folder {target.parent} does not exist. Create it first.")
+    tokenizer, model, mix = load(checkpoint, layers)
+    sentences = [split_words(row, tokenizer, not raw) for row in _read_rows(source, text_column)]
+    partial = target.with_name(target.name + ".partial")
+    options = [layers, stateful_batch, model.config.to_json_string(), sentences, _fingerprint(model)]
+    key = hashlib.sha256(json.dumps(options).encode()).hexdigest()
+    with _named_errors(target):
+        _prepare(partial, key)
+        shards = _embed_shards(partial, sentences, tokenizer, model, mix, layers, stateful_batch)
+        unfinished = partial / "output"
+        WRITERS[file_format](unfinished, sentences, (load_file(shard) for shard in shards))
+        os.replace(unfinished, target)
+        shutil.rmtree(partial)
+    return len(sentences)
+
+
+def _read_rows(source: Path, text_column: str | None) -> list:
+    """A text's lines, blank ones included, or a table's column."""
+    if source.suffix.lower() != ".txt":
+        table = read_table(str(source))
+        return table[column(table, text_column, ("text", "sentence", "words", "tokens"), "text")]
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} does not exist. Give a text with a sentence a line, or a table.")
+    try:
+        lines = (
+            source.read_bytes().decode("utf-8").split("\n")
+        )  # other line separators are characters of a sentence
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is not UTF-8 (byte {error.start}). Convert it first.") from error
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def load(checkpoint: str, layers: Layers = "all"):
+    """The tokenizer, the biLM in evaluation mode and, for "mix", the learned mix of a task head.
+
+    Args:
+        checkpoint: folder or Hub name.
+        layers: which layers will be asked for.
+
+    Returns:
+        ElmoTokenizer, ElmoModel, ScalarMix or None.
+
+    Raises:
+        FileNotFoundError: a folder without a config.json, or no such folder.
+        ValueError: another model, or no learned mix.
+    """
+    if (Path(checkpoint).exists() or checkpoint.startswith((".", "/"))) and not (
+        Path(checkpoint) / "config.json"
+    ).is_file():
+        raise FileNotFoundError(
+            f"{checkpoint} holds no config.json. Give a checkpoint folder, e.g. of heirloom convert."
+        )
+    config = AutoConfig.from_pretrained(checkpoint)
+    if config.model_type != "elmo":
+        raise ValueError(
+            f"{checkpoint} is a {config.model_type} checkpoint; heirloom embed reads ELMo checkpoints."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    if not isinstance(tokenizer, ElmoTokenizer):
+        raise ValueError(
+            f"{checkpoint} has no ElmoTokenizer beside it. Save one: tokenizer.save_pretrained({checkpoint!r})"
+        )
+    if layers != "mix":
+        return tokenizer, ElmoModel.from_pretrained(checkpoint).eval(), None
+    heads = {head.__name__: head for head in (ElmoForSequenceClassification, ElmoForTokenClassification)}
+    kind = next((name for name in config.architectures or [] if name in heads), None)
+    if kind is None:
+        raise ValueError(
+            f"{checkpoint} has no learned mix: its class is {config.architectures}. Use --layers average."
+        )
+    model = heads[kind].from_pretrained(checkpoint).eval()
+    return tokenizer, model.elmo, model.mix
+
+
+def _prepare(partial: Path, key: str) -> None:
+    """Keep the shards of an interrupted run of the same work; forget those of another."""
+    note = partial / "key"
+    if partial.exists() and (not note.is_file() or note.read_text() != key):
+        shutil.rmtree(partial)
+    partial.mkdir(exist_ok=True)
+    note.write_text(key)
+
+
+def _embed_shards(partial, sentences, tokenizer, model, mix, layers, stateful_batch) -> list[Path]:
+    """Make the missing shards; returns all of them in order."""
+    shards, states = [], None
+    bar = logging.tqdm(total=len(sentences), desc="Embedding", unit=" sentences")
+    for start in range(0, len(sentences), SHARD):
+        part = sentences[start : start + SHARD]
+        shard = partial / f"{start:012d}.safetensors"
+        carried = partial / f"{start:012d}.states"
+        if shard.is_file() and (not stateful_batch or carried.is_file()):
+            states = torch.load(carried, weights_only=True) if stateful_batch else None
+        else:
+            batches = _in_file_order(part, stateful_batch) if stateful_batch else _by_length(part)
+            vectors = {}
+            for rows in batches:
+                words = [part[row] for row in rows]
+                arrays, new_states = _embed_batch(words, tokenizer, model, mix, layers, states)
+                states = new_states if stateful_batch else None
+                vectors |= {str(start + row): array for row, array in zip(rows, arrays, strict=True)}
+                bar.update(len(rows))
+            if stateful_batch:
+                torch.save(states, carried)
+            unfinished = shard.with_suffix(".unfinished")
+            save_file(vectors, unfinished)
+            os.replace(unfinished, shard)
+        bar.update(min(start + len(part), len(sentences)) - bar.n)
+        shards.append(shard)
+    bar.close()
+    return shards
+
+
+def _embed_batch(words, tokenizer, model, mix, layers, states) -> tuple[list[np.ndarray], tuple]:
+    """Vectors of each sentence, and the states after the batch."""
+    batch = tokenizer(words, is_split_into_words=True, padding=True, return_tensors="pt").to(model.device)
+    boundaries = mix is not None and model.config.mix_layer_norm == "allennlp"
+    with torch.inference_mode():
+        outputs = model(**batch, states=states, output_hidden_states=True, keep_boundaries=boundaries)
+        if layers == "mix":
+            chosen = mix(outputs.hidden_states, outputs.attention_mask).unsqueeze(0)
+        elif layers == "top":
+            chosen = outputs.last_hidden_state.unsqueeze(0)
+        else:
+            chosen = torch.stack(outputs.hidden_states)  # (L + 1, B, T, 2 P)
+        if layers == "average":
+            chosen = chosen.mean(0, keepdim=True)
+    chosen, first = chosen.float().cpu().numpy(), int(boundaries)
+    arrays = [chosen[:, row, first : first + len(sentence)] for row, sentence in enumerate(words)]
+    arrays = [np.ascontiguousarray(array if layers == "all" else array[0]) for array in arrays]
+    return arrays, outputs.states
+
+
+def _by_length(part: list[list[str]]) -> Iterator[list[int]]:
+    """Batches of similar lengths, the longest first, each of at most WORDS padded words."""
+    order, start = sorted(range(len(part)), key=lambda row: -len(part[row])), 0
+    while start < len(order):
+        size = max(1, WORDS // max(1, len(part[order[start]])))
+        yield order[start : start + size]
+        start += size
+
+
+def _in_file_order(part: list[list[str]], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(part), size):
+        yield list(range(start, min(start + size, len(part))))
+
+
+def _fingerprint(model: ElmoModel) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _named_errors(target: Path):
+    """Say which file could not be written, and that nothing is lost."""
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        full = getattr(error, "errno", None) == 28 or "No space left" in text or "errno = 28" in text
+        if full:
+            raise OSError(
+                f"the disk is full: {target} was not written. Free some space and run the same command again; "
+                "finished parts are kept."
+            ) from error
+        if isinstance(error, PermissionError):
+            raise PermissionError(
+                f"{target} cannot be written: {error.strerror}. Choose a folder that is yours."
+            ) from error
+        raise
