@@ -88,6 +88,7 @@ def elmo_to_bilm(
     from ..conversion.saving import refuse_existing, save_bilm
 
     refuse_existing(out)
+    _hide_progress_bars()
     model = load_model(checkpoint)
     rows, notes = save_bilm(model, out, load_words(checkpoint, model.config))
     _print_table(rows, notes, "read back from HDF5: every bit equal")
@@ -98,6 +99,7 @@ def elmo_to_bilm(
 def _save(conversion, out: Path, example: bool = True) -> None:
     from ..conversion.saving import save_checkpoint
 
+    _hide_progress_bars()
     rows = save_checkpoint(conversion, out)
     _print_table(rows, conversion.notes, "written back into the original's form: every bit equal")
     print(f"\nwritten: {out}")
@@ -106,6 +108,12 @@ def _save(conversion, out: Path, example: bool = True) -> None:
     print(
         f'          python -c "import heirloom; from transformers import AutoModel as A; A.from_pretrained({str(out)!r})"'
     )
+
+
+def _hide_progress_bars() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _print_table(rows, notes: list[str], verdict: str) -> None:

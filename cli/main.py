@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from . import convert, env, finetune, pretrain, quickstart, recipes
+from . import convert, embed, env, finetune, pretrain, quickstart, recipes
 
 KNOWN_ERRORS = (ValueError, OSError, ImportError)
 KNOWN_MODULES = ("huggingface_hub", "safetensors")
@@ -45,25 +45,32 @@ REST = {"allow_extra_args": True, "ignore_unknown_options": True}  # what follow
 # The verbs, in the order of `heirloom --help`.
 app.command()(quickstart.quickstart)
 app.add_typer(convert.app, name="convert")
+app.command()(embed.embed)
+app.command()(embed.embed)
 app.command(context_settings=REST)(pretrain.pretrain)
 app.command(context_settings=REST)(finetune.finetune)
 app.command()(recipes.recipes)
 app.command()(env.env)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"heirloom {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def heirloom(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
 ) -> None:
     """Pass a language model's weights down: ELMo for Transformers 5.
 
     Example: heirloom quickstart
     """
-    if version:
-        from .. import __version__
-
-        typer.echo(f"heirloom {__version__}")
-        raise typer.Exit
 
 
 def main() -> None:

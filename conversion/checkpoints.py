@@ -55,7 +55,8 @@ def load_words(checkpoint: str | Path, config: "ElmoConfig") -> list[str] | None
         config: of its model.
 
     Returns:
-        The words in the order of their ids; None where there is no tokenizer, or one for another vocabulary.
+        The words in the order of their ids; None where there is no tokenizer, one without words, or one for another
+        vocabulary.
     """
     from transformers import AutoTokenizer
 
@@ -67,6 +68,8 @@ def load_words(checkpoint: str | Path, config: "ElmoConfig") -> list[str] | None
         return None
     if not isinstance(tokenizer, ElmoTokenizer) or tokenizer.vocab_size != config.vocab_size:
         return None
+    if tokenizer.vocab_size == 1 + len({tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token}):
+        return None  # no vocabulary: only the special words
     return tokenizer.convert_ids_to_tokens(range(1, tokenizer.vocab_size))
 
 

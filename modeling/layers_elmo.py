@@ -70,7 +70,7 @@ class ElmoTokenEncoder(nn.Module):
             (N, P) vectors.
         """
         keys = [ids.unsqueeze(1) if ids.dim() == 1 else ids for ids in self._read(input_ids, char_ids)]
-        words, inverse = distinct_rows(torch.cat(keys, 1))  # (U, [1 +] C), (N,)
+        words, inverse = distinct_rows(torch.cat(keys, 1).long())  # (U, [1 +] C), (N,)
         return self._encode(words).index_select(0, inverse)
 
     def _read(self, input_ids: Tensor | None, char_ids: Tensor | None) -> list[Tensor]:
@@ -104,28 +104,31 @@ class ElmoTokenEncoder(nn.Module):
         chars = self.char_embeddings(char_ids).transpose(1, 2)  # (U, E, C)
         return torch.cat([self.activation(convolve(chars).amax(2)) for convolve in self.convolutions], 1)
 
-    def init_weights(self, init) -> None:
-        """bilm-tf's initial values, written through `init` (transformers.initialization)."""
-        if self.word_embeddings is not None:
-            init.xavier_uniform_(self.word_embeddings.weight)
-            init.zeros_(self.word_embeddings.weight[0])
-        if self.char_embeddings is not None:
-            init.uniform_(self.char_embeddings.weight, -1.0, 1.0)
-            init.zeros_(self.char_embeddings.weight[0])
-        for convolution in self.convolutions:
-            if self.activation is torch.relu:
-                init.uniform_(convolution.weight, -0.05, 0.05)
+    def init_weights(self, layer: nn.Module, init) -> None:
+        """bilm-tf's initial values for one of this encoder's layers, written through `init` (transformers.initialization).
+
+        Layer by layer, because Transformers never offers a module without parameters of its own, as this one.
+        """
+        if isinstance(layer, nn.Embedding):
+            if layer is self.word_embeddings:
+                init.xavier_uniform_(layer.weight)
             else:
-                fan_in = convolution.kernel_size[0] * convolution.in_channels
-                init.normal_(convolution.weight, std=1 / math.sqrt(fan_in))
-            init.zeros_(convolution.bias)
-        for highway in self.highways:
-            for linear, bias in ((highway.transform, 0.0), (highway.gate, -2.0)):
-                init.normal_(linear.weight, std=1 / math.sqrt(linear.in_features))
-                init.constant_(linear.bias, bias)
-        if self.projection is not None:
-            init.normal_(self.projection.weight, std=1 / math.sqrt(self.projection.in_features))
-            init.zeros_(self.projection.bias)
+                init.uniform_(layer.weight, -1.0, 1.0)
+            if not getattr(
+                layer.weight, "_is_hf_initialized", False
+            ):  # a slice does not know that it was loaded
+                init.zeros_(layer.weight[0])
+        elif isinstance(layer, nn.Conv1d):
+            if self.activation is torch.relu:
+                init.uniform_(layer.weight, -0.05, 0.05)
+            else:
+                init.normal_(layer.weight, std=1 / math.sqrt(layer.kernel_size[0] * layer.in_channels))
+            init.zeros_(layer.bias)
+        elif isinstance(layer, nn.Linear):
+            init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
+            init.constant_(
+                layer.bias, -2.0 if any(layer is highway.gate for highway in self.highways) else 0.0
+            )
 
 
 class LstmpLayer(nn.Module):
@@ -185,7 +188,7 @@ class ElmoLstm(nn.Module):
             Each layer's output (N, 2 P), and the states (L, max(R, B), ...) after each row's last position. The
             recurrent h is the clipped projection; the skip connection is added to the output only.
         """
-        h, c = self._rows(states, inputs, len(lengths))
+        h, c = self._rows(states, len(lengths))
         order, batch_sizes, indices = pack(lengths)
         halves = []
         for direction, (layers, index) in enumerate(
@@ -207,18 +210,17 @@ class ElmoLstm(nn.Module):
             halves.append(outputs)
         return [torch.cat(pair, 1) for pair in zip(*halves, strict=True)], (h, c)
 
-    def _rows(self, states, inputs: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    def _rows(self, states, batch: int) -> tuple[Tensor, Tensor]:
         """Copies of the states with at least `batch` rows, or zeros."""
-        layer = self.forward_layers[0]
-        layers, cells, size = (
+        weight, layers = (
+            self.forward_layers[0].weight_hh,
             len(self.forward_layers),
-            layer.weight_ih.shape[0] // 4,
-            layer.weight_hh.shape[1],
-        )
+        )  # (4 D, P); autocast leaves its dtype
         if states is None:
-            return inputs.new_zeros(layers, batch, 2 * size), inputs.new_zeros(layers, batch, 2 * cells)
+            sizes = 2 * weight.shape[1], weight.shape[0] // 2
+            return tuple(weight.new_zeros(layers, batch, size) for size in sizes)
         missing = max(0, batch - states[0].shape[1])
-        return tuple(F.pad(state.detach().to(inputs.dtype), (0, 0, 0, missing)).clone() for state in states)
+        return tuple(F.pad(state.detach().to(weight.dtype), (0, 0, 0, missing)).clone() for state in states)
 
 
 __all__ = ["ElmoLstm", "ElmoTokenEncoder", "Highway", "LstmpLayer"]

@@ -2,7 +2,7 @@
 
 Sak et al. 2014 (arXiv:1402.1128), section 2, with the clips of bilm-tf. What makes it fast, exactly: the input product of
 all time steps is one matrix product before the loop, rows are sorted by length so that no step touches padding, and in
-the backward pass every weight gradient is one product after the loop. The readable twin: tests/reference/bilm_naive.py.
+the backward pass every weight gradient is one product after the loop. The readable twin: tests/reference/lstmp_naive.py.
 
 Letters: N positions of the packed batch, n rows alive at a step, R rows, I inputs, P outputs, D cells.
 """

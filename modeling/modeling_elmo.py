@@ -37,7 +37,10 @@ class ElmoPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        if isinstance(module, (ElmoTokenEncoder, LstmpLayer)):
+        encoder = self.base_model.token_encoder
+        if any(module is part for part in encoder.modules()):
+            encoder.init_weights(module, init)
+        elif isinstance(module, LstmpLayer):
             module.init_weights(init)
         elif isinstance(module, ScalarMix):
             init.zeros_(module.scalar_parameters)
@@ -87,7 +90,7 @@ class ElmoModel(ElmoPreTrainedModel):
 
         Args:
             input_ids: (B, T) word ids; read in word mode, and by models with a word part.
-            char_ids: (B, T, C) character ids, 0 = padding; any C up to the model's.
+            char_ids: (B, T, C) character ids, 0 = padding; C is the model's `max_characters_per_token`.
             attention_mask: (B, T), 1 at words; by default where the ids are not padding.
             states: h (L, R, 2 P) and c (L, R, 2 D) to start rows 0..R-1 from; None starts from zero. Rows beyond the
                 batch are kept, missing rows are zero.
@@ -254,7 +257,7 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
     @staticmethod
     def count_targets(labels: Tensor) -> Tensor:
         """Targets of one direction in a batch, for exact means: labelled words and one sentence mark a row."""
-        return (labels != -100).sum() + len(labels)
+        return (labels > 0).sum() + len(labels)
 
     @can_return_tuple
     def forward(
@@ -357,10 +360,13 @@ class ElmoTaskModel(ElmoPreTrainedModel):
         self.post_init()
 
     def train(self, mode: bool = True):
-        """As in torch; a frozen biLM stays in evaluation mode, without dropout."""
+        """As in torch; a frozen biLM stays in evaluation mode, without dropout.
+
+        `from_pretrained` puts new parameters, which want gradients, in the place of frozen ones, and then calls this.
+        """
         super().train(mode)
         if self.config.freeze_bilm:
-            self.elmo.eval()
+            self.elmo.eval().requires_grad_(False)
         return self
 
     def _mixed(self, input_ids, char_ids, attention_mask, states) -> tuple[Tensor, Tensor, ElmoModelOutput]:

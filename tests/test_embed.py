@@ -8,13 +8,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
+from safetensors.numpy import load_file
+
 from heirloom.modeling.configuration_elmo import ElmoConfig
 from heirloom.modeling.modeling_elmo import ElmoForTokenClassification, ElmoModel
 from heirloom.sharing import embedding
 from heirloom.sharing.embedding import embed_file
 from heirloom.tokenization.tokenization_elmo import ElmoTokenizer
-from pyarrow import parquet
-from safetensors.numpy import load_file
 
 SENTENCES = ["The cat sat .", "", "Hi !", "na\u00efve caf\u00e9\u2028x", "The cat sat ."]
 SIZES = {"char_filters": [[1, 4], [2, 4]], "char_embedding_size": 4, "projection_size": 8, "cell_size": 16}
@@ -106,14 +107,18 @@ def test_mix_is_the_one_a_task_head_learned(checkpoint, text, tmp_path):
     ElmoTokenizer().save_pretrained(folder)
     embed_file(str(folder), text, tmp_path / "out", "mix", "safetensors")
     found = load_file(tmp_path / "out")
-    batch = ElmoTokenizer()([row.split() for row in SENTENCES], is_split_into_words=True, padding=True, return_tensors="pt")
+    batch = ElmoTokenizer()(
+        [row.split() for row in SENTENCES], is_split_into_words=True, padding=True, return_tensors="pt"
+    )
     head.eval()
     with torch.no_grad():
         mixed = head._mixed(**batch, states=None)[0].numpy()
     for number, sentence in enumerate(SENTENCES):
         # The layer norm's statistics are those of the batch, which are not the same by lengths: shapes and zeros only
         # would be no test, so the batch is the same here (5 sentences fit one batch).
-        np.testing.assert_allclose(found[str(number)], mixed[number, : len(sentence.split())], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            found[str(number)], mixed[number, : len(sentence.split())], rtol=0, atol=1e-5
+        )
 
 
 def test_an_interrupted_run_goes_on(checkpoint, text, tmp_path, monkeypatch):
@@ -173,7 +178,9 @@ def test_a_full_disk_leaves_nothing_that_looks_complete(checkpoint, text, tmp_pa
         monkeypatch.setattr(embedding, "save_file", full)
     else:
         monkeypatch.setitem(embedding.WRITERS, "hdf5", full)
-    with pytest.raises(OSError, match="the disk is full: .* was not written. Free some space and run the same command"):
+    with pytest.raises(
+        OSError, match="the disk is full: .* was not written. Free some space and run the same command"
+    ):
         embed_file(str(checkpoint), text, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
@@ -210,7 +217,10 @@ def test_bad_input_is_named(checkpoint, text, tmp_path):
 def test_an_empty_file_gives_an_empty_output(checkpoint, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     for file_format in embedding.WRITERS:
-        assert embed_file(str(checkpoint), tmp_path / "empty.txt", tmp_path / file_format, "top", file_format) == 0
+        assert (
+            embed_file(str(checkpoint), tmp_path / "empty.txt", tmp_path / file_format, "top", file_format)
+            == 0
+        )
 
 
 def test_the_old_tools_files_are_reproduced(shared, tmp_path):
@@ -218,7 +228,9 @@ def test_the_old_tools_files_are_reproduced(shared, tmp_path):
 
     oracle = shared / "oracles" / "elmo"
     folder = tmp_path / "elmo"
-    from_bilm(oracle / "std_2hw_skip" / "options.json", oracle / "std_2hw_skip" / "weights.hdf5").save_pretrained(folder)
+    from_bilm(
+        oracle / "std_2hw_skip" / "options.json", oracle / "std_2hw_skip" / "weights.hdf5"
+    ).save_pretrained(folder)
     ElmoTokenizer().save_pretrained(folder)
     dumps = {
         "allennlp_elmo_all": ("all", "hdf5", 2),

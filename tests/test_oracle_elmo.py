@@ -123,12 +123,17 @@ def twins(case: str) -> dict[str, np.ndarray]:
     options, weights = files(case)
     naive, found = NaiveBilm(options, weights), {}
     vector = naive.token_vector
-    naive.token_vector = functools.cache(lambda word: vector((0, word)))  # the test's patience, not the twin's work
+    naive.token_vector = functools.cache(
+        lambda word: vector((0, word))
+    )  # the test's patience, not the twin's work
     size = options["char_cnn"]["max_characters_per_token"]
     boundary = naive.boundary
     naive.boundary = lambda mark, word: tuple(boundary(mark, word)[1])
     file = np.load(ORACLE / case / "expected.npz")
-    mixes = {"mix0": (np.zeros(len(file["mix_weights"])), 1.0), "mix1": (file["mix_weights"], file["mix_gamma"])}
+    mixes = {
+        "mix0": (np.zeros(len(file["mix_weights"])), 1.0),
+        "mix1": (file["mix_weights"], file["mix_gamma"]),
+    }
     sentences, order = batches()
     sentences = {
         name: [[tuple(character_ids(word, size)) for word in words] for words in batch]
@@ -142,7 +147,9 @@ def twins(case: str) -> dict[str, np.ndarray]:
             for suffix, norm in (("", None), ("_ln", "allennlp")):
                 mixed = scalar_mix(layers, mix_weights, gamma, norm)
                 found[f"{mix}{suffix}/{name}"] = padded([[plane] for plane in mixed])[0]
-        found[f"tfmix_ln/{name}"] = padded([[plane] for plane in scalar_mix(layers, *mixes["mix1"], "bilm-tf")])[0]
+        found[f"tfmix_ln/{name}"] = padded(
+            [[plane] for plane in scalar_mix(layers, *mixes["mix1"], "bilm-tf")]
+        )[0]
     states = None
     for step, name in enumerate(order):
         layers, states = naive.run(sentences[name], states)
@@ -225,7 +232,11 @@ def gradients_by_our_names(file) -> dict[str, np.ndarray]:
             found[f"token_encoder.projection.{kind}"] = file[key]
         else:
             direction, _, number = parts[1].split("_")
-            ours = {"input_linearity": "weight_ih", "state_linearity": "weight_hh", "state_projection": "weight_proj"}
+            ours = {
+                "input_linearity": "weight_ih",
+                "state_linearity": "weight_hh",
+                "state_projection": "weight_proj",
+            }
             last = "bias" if kind == "bias" else ours[parts[2]]
             found[f"lstm.{direction}_layers.{number}.{last}"] = file[key]
     return found

@@ -37,21 +37,31 @@ class PretrainingTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As in Trainer; remembers the parts for the log."""
+        if not model.training:
+            return self._evaluated_loss(model, inputs, return_outputs)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        parts = {
-            name: part.detach()
-            for name, part in outputs.items()
-            if name.endswith("_loss") and part is not None
-        }
-        if model.training:
-            for name, part in parts.items():
-                self._train_parts[name] += part
-        else:
-            targets = self._count(inputs) if num_items_in_batch is None else num_items_in_batch
-            for name, part in (parts | {"loss": outputs["loss"].detach()}).items():
-                self._eval_sums[name] += part * targets
-            self._eval_targets += targets / (1 if num_items_in_batch is None else self.args.world_size)
+        for name, part in outputs.items():
+            if name.endswith("_loss") and part is not None:
+                self._train_parts[name] += part.detach()
         return (loss, outputs) if return_outputs else loss
+
+    def _evaluated_loss(self, model, inputs, return_outputs):
+        kept = self._rows_of_their_own(len(inputs["labels"]))
+        inputs = {name: value[: max(1, kept)] for name, value in inputs.items()}
+        loss, outputs = super().compute_loss(model, inputs, True)
+        targets = self._count(inputs) if kept else 0
+        for name, part in outputs.items():
+            if (name == "loss" or name.endswith("_loss")) and part is not None:
+                self._eval_sums[name] += part.detach() * targets
+        self._eval_targets += targets
+        return (loss, outputs) if return_outputs else loss
+
+    def _rows_of_their_own(self, rows: int) -> int:
+        """Rows of this process's batch that are not repeated to give every process as many."""
+        state = self.accelerator.gradient_state
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return rows
+        return min(max(state.remainder - self.args.process_index * rows, 0), rows)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """As in Trainer, with the mean of every part since the last log."""

@@ -15,7 +15,7 @@ from reference.bilm_naive import character_ids
 SENTENCES = [
     ["the", "quick", "quiet", "fox", "jumps", "over", "dogs"],
     ["Stop", "!"],
-    ["it", "was", "überschwänglich", "\U0001f600", "x" * 60, "日本語" * 9],
+    ["it", "was", "überschwänglich", "\U0001f600", "x" * 60, "a" + "日本語" * 9],
     ["yes"],
     [],
 ]
@@ -213,5 +213,3 @@ def difference(found, expected) -> float:
     if found.shape != expected.shape or not (np.isfinite(found).all() and np.isfinite(expected).all()):
         return float("inf")
     return float(np.abs(found.astype(np.float64) - expected).max()) if found.size else 0.0
-
-

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 
-def lstmp_step(x, h, c, weight_ih, weight_hh, bias, weight_proj, cell_clip, proj_clip) -> tuple[Tensor, Tensor]:
+def lstmp_step(
+    x, h, c, weight_ih, weight_hh, bias, weight_proj, cell_clip, proj_clip
+) -> tuple[Tensor, Tensor]:
     """One step of one row: the next h (P,) and c (D,)."""
     i, f, g, o = (weight_ih @ x + weight_hh @ h + bias).chunk(4)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
@@ -22,7 +24,15 @@ def lstmp_step(x, h, c, weight_ih, weight_hh, bias, weight_proj, cell_clip, proj
 
 
 def lstmp_naive(
-    inputs, batch_sizes, weight_ih, weight_hh, bias, weight_proj=None, state=None, cell_clip=None, proj_clip=None
+    inputs,
+    batch_sizes,
+    weight_ih,
+    weight_hh,
+    bias,
+    weight_proj=None,
+    state=None,
+    cell_clip=None,
+    proj_clip=None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """As `lstmp`, from the same packed inputs (N, I)."""
     starts = [sum(batch_sizes[:step]) for step in range(len(batch_sizes))]

@@ -1,0 +1,37 @@
+"""What every test starts from: no network, few threads, no display, the same random numbers."""
+
+import atexit
+import os
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+if "HF_HOME" not in os.environ:
+    # A cache of its own: copies of remote code or data from an earlier run would hide a failure.
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="heirloom-tests-")
+    atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def same_start():
+    """Seeds and threads of each test; torch only where the test's file has imported it."""
+    random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+        torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of originals' outputs and data sets that may lie beside the checkout."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder `shared` (originals' outputs, data sets) beside the checkout")
+    return folder
