@@ -12,7 +12,7 @@ ROOMS = ("tokenization", "modeling", "objectives", "training", "conversion", "sh
 
 def check_contents(checkout: Path, wheel: Path) -> None:
     """The wheel holds every room and data file of the checkout, and nothing else."""
-    sources = [checkout / "__init__.py", checkout / "py.typed"]
+    sources = [*checkout.glob("*.py"), checkout / "py.typed"]
     sources += [file for room in ROOMS for file in (checkout / room).rglob("*.py")]
     sources += [*checkout.glob("model_cards/*.md"), *checkout.glob("recipes/*.yaml")]
     wanted = {f"heirloom/{file.relative_to(checkout).as_posix()}" for file in sources}

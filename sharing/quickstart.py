@@ -32,7 +32,7 @@ SIZES = {
 
 
 def quickstart(
-    folder: Path, seed: int = 0, pretrain_epochs: float = 3, finetune_epochs: float = 5
+    folder: Path, seed: int = 0, pretrain_epochs: float = 3, finetune_epochs: float = 4
 ) -> dict[str, float]:
     """Pre-train, fine-tune with and without, and write the run folder.
 
@@ -72,9 +72,8 @@ def quickstart(
         f"\n1  Pre-training a biLM on {sum(corpus['length']):,} words of Python's documentation "
         f"({len(tokenizer):,} words in its vocabulary)"
     )
-    bilm_arguments = _arguments(
-        folder, seed, pretrain_epochs, learning_rate=4e-3, train_sampling_strategy="group_by_length"
-    )
+    options = {"per_device_train_batch_size": 64, "train_sampling_strategy": "group_by_length"}
+    bilm_arguments = _arguments(folder, seed, pretrain_epochs, learning_rate=4e-3, **options)
     bilm = train_bilm(parts["train"], parts["test"], tokenizer, bilm_arguments, **SIZES)
     pretrain_seconds = time.time() - start
 
@@ -86,9 +85,11 @@ def quickstart(
             f"\n{number}  Which module is a docstring from? {len(names)} modules, {len(train):,} rows, {name}"
         )
         target = folder / ("classifier" if name == "from the biLM" else "classifier_from_scratch")
-        arguments = _arguments(target, seed, finetune_epochs, learning_rate=2e-3)
+        arguments = _arguments(
+            target, seed, finetune_epochs, learning_rate=5e-3, per_device_train_batch_size=32
+        )
         runs[name] = train_task(
-            task, str(folder), tokenizer, arguments, name == "from scratch", head_dropout=0.3
+            task, str(folder), tokenizer, arguments, name == "from scratch", head_dropout=0.1
         )
     results = {name: _last(run, "eval_accuracy") for name, run in runs.items()}
     results["perplexity"] = _last(bilm, "eval_perplexity")
@@ -112,7 +113,6 @@ def _arguments(folder: Path, seed: int, epochs: float, **options) -> TrainingArg
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=epochs,
-        per_device_train_batch_size=64,
         per_device_eval_batch_size=128,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,

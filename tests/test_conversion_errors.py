@@ -6,6 +6,7 @@ import re
 import h5py
 import numpy as np
 import pytest
+import torch
 from reference.bilm_files import random_weights, tiny_options
 from weights import write_arrays, write_bilm_files, write_vocabulary
 
@@ -313,3 +314,15 @@ def test_parameters_that_nobody_wrote(original):
         ValueError, match=r"token_encoder\.char_embeddings\.weight needs \(262, 4\), made None"
     ):
         world.build(ElmoModel, config)
+
+
+def test_a_comparison_sees_every_bit(original):
+    paths, _, options = original
+    source, world = Hdf5Source(paths["weights"]), ClosedWorld("options")
+    model = from_bilm(options, paths["weights"])
+    world.add(source, bilm_rules(model.config))
+    state = {name: weight.clone() for name, weight in model.state_dict().items()}
+    assert all(row.exact and row.difference == 0 for row in world.compare(state))
+    source.array = lambda name: np.zeros(source.shapes[name], np.float32)
+    negative = {name: -0.0 * torch.ones_like(weight) for name, weight in state.items()}
+    assert not any(row.exact or row.difference for row in world.compare(negative))

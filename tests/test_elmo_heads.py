@@ -9,6 +9,7 @@ from reference.bilm_files import (
     SENTENCES,
     build,
     char_ids,
+    config,
     difference,
     naive_batch,
     random_weights,
@@ -249,6 +250,12 @@ def test_pooling_with_holes_and_without_words(pooling):
     torch.testing.assert_close(found, torch.stack([expected[pooling], torch.zeros(4)]))
     assert pool(vectors[:, :0], mask[:, :0], pooling).tolist() == [[0.0] * 4] * 2
     assert pool(vectors[:0], mask[:0], pooling).shape == (0, 4)
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_freezing_begins_with_the_model(freeze):
+    model = ElmoForTokenClassification(config(OPTIONS, BODY, freeze_bilm=freeze))
+    assert {parameter.requires_grad for parameter in model.elmo.parameters()} == {not freeze}
 
 
 def test_the_frozen_bilm_has_no_dropout_and_no_graph():

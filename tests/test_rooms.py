@@ -25,7 +25,7 @@ SLOW_TO_IMPORT = {
 
 ROOM_FILES = [file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py"))]
 PUSHED_FILES = [f for f in ROOM_FILES if f.parent.name in PUSHED and f.name != "__init__.py"]
-ALL_FILES = [ROOT / "__init__.py", *ROOM_FILES] + [
+ALL_FILES = [*sorted(ROOT.glob("*.py")), *ROOM_FILES] + [
     file
     for folder in (".ci", "benchmarks", "examples", "tests")
     for file in sorted((ROOT / folder).rglob("*.py"))

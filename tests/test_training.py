@@ -353,6 +353,15 @@ def test_pretrain_then_finetune_leave_whole_run_folders(tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(tagger)
     assert model.config.id2label == {0: "r", 1: "s"}
     assert (tagger / "layer_weights.png").is_file()
+    pretrained = AutoModel.from_pretrained(bilm).lstm.backward_layers[1].weight_hh
+    for scratch in ("true", "false"):  # with learning rate 0 the weights after training are those before it
+        folder = tmp_path / f"scratch_{scratch}"
+        still = [*files, "--learning_rate", "0", "--from_scratch", scratch, "--output_dir", str(folder)]
+        run_finetuning(*parse("tagging", still, FinetuneArguments))
+        weights = (
+            AutoModelForSequenceClassification.from_pretrained(folder).elmo.lstm.backward_layers[1].weight_hh
+        )
+        assert torch.equal(weights, pretrained) == (scratch == "false")
     with pytest.raises(
         ValueError, match=r"column 'text' holds 'the cat sat', which does not fit token-classification"
     ):

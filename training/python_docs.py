@@ -7,6 +7,7 @@ import ast
 import hashlib
 import sysconfig
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 # Test suites, demos and other people's packages are no documentation.
@@ -20,6 +21,7 @@ def language_reference() -> list[str]:
     return [paragraph for name in sorted(topics) for paragraph in paragraphs(topics[name])]
 
 
+@cache
 def docstrings() -> dict[str, list[str]]:
     """The standard library's distinct docstrings of each top-level module, read from source without importing it.
 
