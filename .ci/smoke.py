@@ -65,14 +65,11 @@ def check_model() -> None:
     batch = tokenizer([["Hello", "world"]], is_split_into_words=True, padding=True, return_tensors="pt")
     with torch.no_grad():
         vectors, same = model(**batch).last_hidden_state, loaded(**batch).last_hidden_state
-    if (
-        type(loaded) is not heirloom.ElmoModel
-        or vectors.shape != (1, 2, 16)
-        or not torch.equal(vectors, same)
-    ):
-        sys.exit(
-            f"a saved ElmoModel came back as {type(loaded)} with vectors {tuple(same.shape)}, not the same"
-        )
+    # Not `equal`: memory that is mapped from a file is aligned otherwise, and the last bit of a sum may differ.
+    if vectors.shape != (1, 2, 16) or not torch.allclose(vectors, same, rtol=0, atol=1e-6):
+        sys.exit(f"a saved {tuple(vectors.shape)} came back as {tuple(same.shape)} or with other numbers")
+    if type(loaded) is not heirloom.ElmoModel or type(tokenizer) is not heirloom.ElmoTokenizer:
+        sys.exit(f"the Auto classes made a {type(loaded)} and a {type(tokenizer)}")
 
 
 checkout, wheel = (Path(argument).resolve() for argument in sys.argv[1:])

@@ -1,50 +1,104 @@
-"""ElmoTokenizer: words one to one, as word ids and as the character ids that ELMo reads (Peters et al. 2018).
+"""ElmoTokenizer: words to word ids and character ids, as ELMo's biLM reads them (Peters et al. 2018).
 
-Character ids work on UTF-8 bytes: `[begin] byte+1 ... [end] [pad] ...`, cut to C ids; 0 is padding. Models with a
-character table of their own (ELMoForManyLangs) bring a `char_vocab.txt` and work on code points. No sentence marks are
-added here: the model puts `<S>` and `</S>` around each sentence itself.
+Letters: B sentences, T words of the longest one, C characters a word (both word marks included), N words.
 
-Letters: B sentences, T words of the longest, C ids of a word's characters, N words.
+A word becomes C character ids: begin of word, its UTF-8 bytes, end of word, filling. Every id is one higher than in the
+original code, so that 0 is free for padding: bytes are 1..256. A word also has a word id, its line in `vocab.txt` counted
+from 1; id 0 is padding and has no line. Other character inventories come from `char_vocab.txt`, one JSON string a line
+(line breaks and all kinds of spaces survive so), the line counted from 1 is the id.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import regex
-from transformers import BatchEncoding, PreTrainedTokenizer
-from transformers.utils import PaddingStrategy
+from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
+from transformers.tokenization_utils_base import TruncationStrategy
+from transformers.utils import PaddingStrategy, to_py_obj
 
-# A word is a run of letters, marks, digits and _, with single ' ’ . - inside; any other visible character stands alone:
-# "Don't e-mail U.S. firms (now)!" -> Don't | e-mail | U.S | . | firms | ( | now | ) | !
-WORD = regex.compile(r"[\p{L}\p{M}\p{N}_]+(?:['’.\-][\p{L}\p{M}\p{N}_]+)*|\S")
+PADDING = 0
+BYTE_MARKS = {"bos": 257, "eos": 258, "begin": 259, "end": 260, "fill": 261}
+# ELMoForManyLangs swapped the two word marks by mistake, in training too: its words begin with `<eow>`.
+CODE_POINT_MARKS = {"bos": "<bos>", "eos": "<eos>", "begin": "<eow>", "end": "<bow>", "fill": "<pad>"}
+UNKNOWN_CHARACTER = "<oov>"
+SKIPPED_LINE = "!!!MAXTERMID"
 
-NOT_A_WORD = "!!!MAXTERMID"  # a line of 1B-Word vocabulary files that holds no id, as in bilm-tf
-BOS, EOS, BOW, EOW, PAD = 257, 258, 259, 260, 261  # symbols behind the 256 bytes, all ids shifted by one
+# Runs of letters, marks, digits and _, with single ' ’ . - inside; else one visible character at a time.
+WORD = regex.compile(r"[\p{L}\p{M}\p{N}_]+(?:['’.\-‐‑][\p{L}\p{M}\p{N}_]+)*|(?!\s)\X")
+
+
+def words_to_char_ids(
+    words: Sequence[str], max_characters_per_token: int = 50, boundaries: tuple[str, str] = ("<S>", "</S>")
+) -> np.ndarray:
+    """Spell words in UTF-8 bytes.
+
+    Args:
+        words: N words. Lone surrogates vanish; what does not fit is cut, also in the middle of a character.
+        max_characters_per_token: C, at least 3.
+        boundaries: the words that become the patterns of a sentence's begin and end.
+
+    Returns:
+        Character ids (N, C), int64.
+
+    Raises:
+        ValueError: a single text instead of a list of words, or C below 3.
+    """
+    size, words = _checked_size(max_characters_per_token), _checked_words(words)
+    bodies = [word.encode("utf-8", "ignore")[: size - 2] for word in words]
+    symbols = np.frombuffer(b"".join(bodies), np.uint8).astype(np.int64) + 1
+    return _framed(words, list(map(len, bodies)), symbols, size, BYTE_MARKS, boundaries)
+
+
+def _framed(words, lengths: list[int], symbols: np.ndarray, size: int, marks: dict, boundaries) -> np.ndarray:
+    """Put marks around N bodies, which follow one another in `symbols`, and fill them up: (N, C)."""
+    ends = np.array(lengths, np.int64)
+    ids = np.full((len(ends), size), marks["fill"], np.int64)
+    ids[:, 0] = marks["begin"]
+    ids[:, 1:-1][np.arange(size - 2) < ends[:, None]] = symbols
+    ids[np.arange(len(ends)), ends + 1] = marks["end"]
+    for token, mark in zip(boundaries, ("bos", "eos"), strict=True):
+        if rows := [row for row, word in enumerate(words) if word == token]:
+            ids[rows, 1:] = [marks[mark], marks["end"], *[marks["fill"]] * (size - 3)]
+    return ids
 
 
 class ElmoTokenizer(PreTrainedTokenizer):
-    """Splits text into words and gives each word its id and its characters.
+    """Words to `input_ids` (B, T), `char_ids` (B, T, C) and `attention_mask` (B, T); no boundary tokens.
 
-    Text that is split already should be passed as lists with `is_split_into_words=True`: words then map one to one, also
-    empty ones and words with spaces. Raw text is split by `WORD`. Corpora that were prepared with Moses contain escapes
-    such as `&apos;`; undo them first, since this splitter takes them apart.
+    Words that are already split map one to one, also empty words and words with spaces (`[]` is one empty sentence):
+
+        tok([["The", "cat"], ["Hi"]], is_split_into_words=True, padding=True, return_tensors="pt")
+
+    Raw text is split by `WORD`: runs of letters, marks, digits and _ with inner apostrophes, hyphens and dots are words,
+    every other visible character is one of its own. `"Mr. O'Neil's 3.5-inch disk."` gives Mr, ., O'Neil's, 3.5-inch, disk
+    and a dot; no word is special, `<S>` gives three. Text that a corpus tool has split should be split at its spaces and
+    passed as words, without Moses' escapes (`&apos;`), which no published ELMo has seen; languages without spaces need a
+    segmenter first.
+
+    A word that is not in the vocabulary has the id of `unk_token` and its own character ids; so has a word that is
+    spelled like `pad_token`. With `char_vocab_file`, characters are code points, words are cut to C-2 of them, unknown
+    ones become `<oov>`, and the marks are ELMoForManyLangs' (begin is `<eow>`, end is `<bow>`).
 
     Args:
-        vocab_file: one word a line, UTF-8, as bilm-tf writes it; id = line + 1, 0 is padding. None means only the
-            three special words. Of a repeated word the last line counts.
-        char_vocab_file: one JSON string a line, for models that read code points; id = line + 1. Holds `<bos>`, `<eos>`,
-            `<oov>`, `<pad>`, `<bow>` and `<eow>`. None means bytes.
-        max_characters_per_token: C, both marks included.
-        pad_token: name of id 0; must not be a line of the vocabulary.
-        bos_token: word that stands for the begin of a sentence.
-        eos_token: word that stands for its end.
-        unk_token: word whose id words outside the vocabulary get. Their characters stay intact.
+        vocab_file: a file with one word a line in UTF-8, or the words; None means the three special words only. Lines
+            `!!!MAXTERMID` count for nothing, as in bilm-tf; of equal words the last one's id is used.
+        char_vocab_file: a file with one character a line, each a JSON string, or the characters, among them `<bos>`,
+            `<eos>`, `<oov>`, `<pad>`, `<bow>` and `<eow>`; None means UTF-8 bytes.
+        max_characters_per_token: C, at least 3.
+        pad_token: the name of id 0, no word of the vocabulary.
+        bos_token: the word for the begin of a sentence.
+        eos_token: the word for its end.
+        unk_token: the word for all others.
+        **kwargs: of `PreTrainedTokenizer`.
 
     Raises:
-        ValueError: a broken vocabulary, by file and line.
+        ValueError: a file that does not hold what it should, or C below 3.
     """
 
     vocab_files_names = {"vocab_file": "vocab.txt", "char_vocab_file": "char_vocab.txt"}  # noqa: RUF012
@@ -53,183 +107,113 @@ class ElmoTokenizer(PreTrainedTokenizer):
 
     def __init__(
         self,
-        vocab_file: str | None = None,
-        char_vocab_file: str | None = None,
+        vocab_file: str | os.PathLike | Sequence[str] | None = None,
+        char_vocab_file: str | os.PathLike | Sequence[str] | None = None,
         max_characters_per_token: int = 50,
-        pad_token: str = "<pad>",
-        bos_token: str = "<S>",
-        eos_token: str = "</S>",
-        unk_token: str = "<UNK>",
+        pad_token: str | AddedToken = "<pad>",
+        bos_token: str | AddedToken = "<S>",
+        eos_token: str | AddedToken = "</S>",
+        unk_token: str | AddedToken = "<UNK>",
         **kwargs,
     ):
-        if not isinstance(max_characters_per_token, int) or max_characters_per_token < 3:
+        self.max_characters_per_token = _checked_size(max_characters_per_token)
+        named = {"bos_token": bos_token, "eos_token": eos_token, "unk_token": unk_token}
+        specials = list(map(str, named.values()))
+        self._words, label = _read_words(specials if vocab_file is None else vocab_file)
+        self._word_ids = {word: number for number, word in enumerate(self._words, 1)}
+        _require(specials, self._word_ids, label, "Add them as lines, or name the file's own special words")
+        if str(pad_token) in self._word_ids:
             raise ValueError(
-                f"max_characters_per_token must be an integer of at least 3 (two marks and a character), found "
-                f"{max_characters_per_token!r}."
+                f"{label} holds the padding token {str(pad_token)!r} as a word, but padding has id 0 and no line. "
+                "Choose another pad_token."
             )
-        self.max_characters_per_token = max_characters_per_token
-        specials = [str(token) for token in (bos_token, eos_token, unk_token)]
-        lines = specials if vocab_file is None else _read_words(vocab_file)
-        self._set_words(lines, str(pad_token), specials, vocab_file or "the vocabulary")
-        self._char_numbers = None if char_vocab_file is None else _read_characters(char_vocab_file)
-        kwargs.setdefault("special_tokens_pattern", "none")
+        self._characters, self._character_ids, self._marks = None, None, BYTE_MARKS
+        if char_vocab_file is not None:
+            self._characters, label = _read_characters(char_vocab_file)
+            self._character_ids = {character: number for number, character in enumerate(self._characters, 1)}
+            needed = [*CODE_POINT_MARKS.values(), UNKNOWN_CHARACTER]
+            _require(needed, self._character_ids, label, "Add them as lines")
+            self._marks = {name: self._character_ids[mark] for name, mark in CODE_POINT_MARKS.items()}
+        kwargs.pop("added_tokens_decoder", None)  # the files say where the special words are
         super().__init__(
-            max_characters_per_token=max_characters_per_token,
-            pad_token=pad_token,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            unk_token=unk_token,
-            **kwargs,
+            max_characters_per_token=max_characters_per_token, pad_token=pad_token, **named, **kwargs
         )
 
     @classmethod
     def from_words(cls, words: Iterable[str] = (), **kwargs) -> "ElmoTokenizer":
-        """Make a tokenizer of a list of words, most frequent first.
+        """Make a tokenizer of words in order of ids, usually by falling frequency.
 
-        Args:
-            words: distinct words; the special words are put first. Words that no line of a file can hold (line breaks,
-                lone surrogates) and the padding token are left out.
-            kwargs: as for the class.
-
-        Returns:
-            The tokenizer.
+        Special words that are missing come first. Repeated words count once; the padding token and words that no line
+        of `vocab.txt` can hold (line breaks, lone surrogates) are left out.
         """
-        tokenizer = cls(**kwargs)
-        specials = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token]
-        fitting = [word for word in words if word != tokenizer.pad_token and _fits_a_line(word)]
-        tokenizer._set_words(
-            list(dict.fromkeys([*specials, *fitting])), tokenizer.pad_token, specials, "words"
-        )
-        tokenizer._update_total_vocab_size()
-        return tokenizer
-
-    def _set_words(self, lines: list[str], pad_token: str, specials: list[str], source: str) -> None:
-        if pad_token in lines:
-            raise ValueError(
-                f"{source}: the padding token {pad_token!r} is a word of the vocabulary; pass another pad_token."
-            )
-        self._lines = lines
-        self._word_numbers = {word: number for number, word in enumerate(lines, 1)}
-        if missing := [word for word in specials if word not in self._word_numbers]:
-            raise ValueError(
-                f"{source}: the special words {missing} are missing. Add them as the first lines, or name the words that "
-                "play their part by bos_token, eos_token and unk_token."
-            )
-
-    # What Transformers asks of every tokenizer.
+        words = dict.fromkeys(_checked_words(words if isinstance(words, str) else list(words)))
+        defaults = {"pad_token": "<pad>", "bos_token": "<S>", "eos_token": "</S>", "unk_token": "<UNK>"}
+        pad, *specials = (str(kwargs.get(name, default)) for name, default in defaults.items())
+        missing = [word for word in specials if word not in words]
+        return cls([*missing, *(word for word in words if word != pad and _fits_a_line(word))], **kwargs)
 
     @property
     def vocab_size(self) -> int:
-        """Number of word ids, padding included."""
-        return len(self._lines) + 1
+        """Number of word ids: words and padding."""
+        return len(self._words) + 1
+
+    @property
+    def char_vocab_size(self) -> int:
+        """Number of character ids: characters, marks and padding."""
+        return (max(BYTE_MARKS.values()) if self._characters is None else len(self._characters)) + 1
+
+    @property
+    def is_fast(self) -> bool:
+        """True: offsets and word ids are to be had, which is what pipelines ask by this name."""
+        return True
 
     def __len__(self) -> int:
-        return max(self.vocab_size, 1 + max(self._added_tokens_decoder, default=0))
+        return self.vocab_size
 
     def get_vocab(self) -> dict[str, int]:
-        """Words and their ids, padding and added tokens included."""
-        return {
-            str(self._special_tokens_map["pad_token"]): 0,
-            **self._word_numbers,
-            **self._added_tokens_encoder,
-        }
-
-    def _convert_token_to_id(self, token: str) -> int:
-        if token == self.pad_token:
-            return 0
-        return self._word_numbers.get(token, self._word_numbers[self.unk_token])
-
-    def _convert_id_to_token(self, index: int) -> str:
-        if not 0 <= index < self.vocab_size:
-            raise ValueError(f"word ids must lie in 0..{self.vocab_size - 1}, found {index}.")
-        return self._lines[index - 1] if index else self.pad_token
-
-    def tokenize(self, text: str, **kwargs) -> list[str]:
-        """Split raw text into words by `WORD`."""
-        return WORD.findall(text)
-
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Words joined by spaces."""
-        return " ".join(tokens)
-
-    def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """None: the model adds the sentence marks."""
-        return 0
-
-    def build_inputs_with_special_tokens(self, token_ids_0: list, token_ids_1: list | None = None) -> list:
-        """The ids as they are: the model adds the sentence marks."""
-        return token_ids_0 if token_ids_1 is None else token_ids_0 + token_ids_1
+        """Ids by word, the padding token among them."""
+        return {self.pad_token: PADDING, **self._word_ids}
 
     def get_special_tokens_mask(
-        self, token_ids_0, token_ids_1=None, already_has_special_tokens=False
+        self, token_ids_0: list, token_ids_1: list | None = None, **kwargs
     ) -> list[int]:
-        """1 at padding, else 0."""
-        return [int(number == 0) for number in [*token_ids_0, *(token_ids_1 or [])]]
+        """1 for padding, 0 for all words: nothing else is ever added."""
+        return [int(number == PADDING) for number in (*token_ids_0, *(token_ids_1 or ()))]
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Write `vocab.txt`, and `char_vocab.txt` where the characters are code points."""
-        contents = {"vocab_file": self._lines}
-        if self._char_numbers is not None:
-            contents["char_vocab_file"] = [json.dumps(character) for character in self._char_numbers]
+        """Write `vocab.txt`, and `char_vocab.txt` where characters are no bytes; return their paths."""
+        contents = {"vocab_file": self._words}
+        if self._characters is not None:
+            contents["char_vocab_file"] = map(json.dumps, self._characters)
         paths = []
         for kind, lines in contents.items():
-            name = self.vocab_files_names[kind]
-            paths.append(
-                os.path.join(save_directory, f"{filename_prefix}-{name}" if filename_prefix else name)
-            )
-            with open(paths[-1], "w", encoding="utf-8", newline="") as file:
-                file.writelines(line + "\n" for line in lines)
+            name = "-".join(filter(None, (filename_prefix, self.vocab_files_names[kind])))
+            paths.append(os.path.join(save_directory, name))
+            Path(paths[-1]).write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8"))
         return tuple(paths)
 
-    # Encoding.
-
-    def word_ids_of(self, words: Sequence[str]) -> list[int]:
-        """Ids of words: the unknown word's where there is none, and for a text word that looks like padding."""
-        unknown = self._word_numbers[self.unk_token]
-        added = self._added_tokens_encoder
-        return [self._word_numbers.get(word) or added.get(word, unknown) for word in words]
+    def tokenize(self, text: str, **kwargs) -> list[str]:
+        """Split a text into words by `WORD`."""
+        if not isinstance(text, str):
+            raise ValueError(f"tokenize splits one text (str), but {_described(text)} came.")
+        return WORD.findall(text)
 
     def char_ids_of(self, words: Sequence[str]) -> np.ndarray:
-        """Character ids of words, each distinct word once.
-
-        Args:
-            words: N strings.
-
-        Returns:
-            (N, C) int64.
-        """
-        numbers: dict[str, int] = {}
-        inverse = [numbers.setdefault(word, len(numbers)) for word in words]
-        distinct, size = list(numbers), self.max_characters_per_token
-        begin, end, filler, marks = BOW, EOW, PAD, {self.bos_token: BOS, self.eos_token: EOS}
-        if self._char_numbers is None:
-            bodies = [word.encode("utf-8", "ignore")[: size - 2] for word in distinct]
-            symbols = np.frombuffer(b"".join(bodies), dtype=np.uint8).astype(np.int64) + 1
-        else:
-            table = self._char_numbers
-            # ELMoForManyLangs trained with the two marks swapped.
-            begin, end, filler, unknown = table["<eow>"], table["<bow>"], table["<pad>"], table["<oov>"]
-            marks = {self.bos_token: table["<bos>"], self.eos_token: table["<eos>"]}
-            bodies = [[table.get(symbol, unknown) for symbol in word[: size - 2]] for word in distinct]
-            symbols = np.array([number for body in bodies for number in body], dtype=np.int64)
-        lengths = np.array([len(body) for body in bodies], dtype=np.int64)
-        rows = np.full((len(distinct), size), filler, dtype=np.int64)
-        rows[:, 0] = begin
-        row = np.repeat(np.arange(len(distinct)), lengths)
-        column = 1 + np.arange(len(symbols)) - np.repeat(lengths.cumsum() - lengths, lengths)
-        rows[row, column] = symbols
-        rows[np.arange(len(distinct)), lengths + 1] = end
-        for word, mark in marks.items():
-            if word in numbers:
-                rows[numbers[word], 1:] = [mark, end, *[filler] * (size - 3)]
-        return rows[np.array(inverse, dtype=np.int64)]
+        """Spell N words: character ids (N, C), int64."""
+        size, boundaries = self.max_characters_per_token, (self.bos_token, self.eos_token)
+        if self._characters is None:
+            return words_to_char_ids(words, size, boundaries)
+        words = [word[: size - 2] for word in _checked_words(words)]
+        get, unknown = self._character_ids.get, self._character_ids[UNKNOWN_CHARACTER]
+        symbols = np.array([get(character, unknown) for character in chain.from_iterable(words)], np.int64)
+        return _framed(words, list(map(len, words)), symbols, size, self._marks, boundaries)
 
     def _encode_plus(
         self,
         text,
         text_pair=None,
         padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
-        truncation_strategy=None,
+        truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE,
         max_length: int | None = None,
         is_split_into_words: bool = False,
         pad_to_multiple_of: int | None = None,
@@ -243,302 +227,271 @@ class ElmoTokenizer(PreTrainedTokenizer):
         **kwargs,
     ) -> BatchEncoding:
         if text_pair is not None:
-            raise ValueError(
-                "ELMo reads single sentences, not pairs. Encode the two texts one by one, or join them."
-            )
+            raise ValueError("a second text came, but ELMo encodes no pairs of texts. Join the two yourself.")
         if return_overflowing_tokens:
-            raise ValueError(
-                "ElmoTokenizer does not return overflowing tokens. Cut long texts into sentences first."
+            raise ValueError("ElmoTokenizer returns no overflowing tokens. Split long texts before the call.")
+        side = padding_side or self.padding_side
+        if side not in ("left", "right"):
+            raise ValueError(f"padding_side is {side!r}; expected 'left' or 'right'.")
+        sentences, spans, batched = _split_into_words(text) if is_split_into_words else _split(text)
+        numbers = [list(range(len(words))) for words in sentences]
+        if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE and max_length is not None:
+            right = self.truncation_side == "right"
+            sentences, spans, numbers = (
+                [row[:max_length] if right else row[max(0, len(row) - max_length) :] for row in rows]
+                for rows in (sentences, spans, numbers)
             )
-        rows, batched = self._rows(text, is_split_into_words)
-        if (
-            max_length is not None
-            and str(getattr(truncation_strategy, "value", truncation_strategy)) != "do_not_truncate"
-        ):
-            cut = (
-                slice(0, max_length) if self.truncation_side == "right" else slice(-max_length or None, None)
-            )
-            rows = [(words[cut], offsets[cut]) for words, offsets in rows]
-        data = {"input_ids": [self.word_ids_of(words) for words, _ in rows]}
-        lengths = [len(words) for words, _ in rows]
-        chars = self.char_ids_of([word for words, _ in rows for word in words])  # (N, C)
-        starts = np.cumsum([0, *lengths])
-        if return_offsets_mapping:
-            data["offset_mapping"] = [offsets for _, offsets in rows]
+        words, lengths = list(chain.from_iterable(sentences)), np.array(list(map(len, sentences)), np.int64)
+        width = int(lengths.max(initial=0))
+        rectangular = padding_strategy != PaddingStrategy.DO_NOT_PAD
+        if padding_strategy == PaddingStrategy.MAX_LENGTH:
+            width = max(width, max_length)
+        if rectangular and pad_to_multiple_of:
+            width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
+        if return_tensors is not None and not rectangular and (lengths != width).any():
+            raise ValueError(f"one tensor cannot hold {lengths.min()} and {width} words. Pass padding=True.")
+        rectangular |= return_tensors is not None
+
+        def place(values: np.ndarray, padding: int = PADDING) -> np.ndarray | list[np.ndarray]:
+            """Values of the N words (N, ...) by sentence: (B, T, ...), or B arrays of their own lengths."""
+            if not rectangular:
+                return np.split(values, np.cumsum(lengths)[:-1]) if len(lengths) else []
+            filled = np.arange(width) < lengths[:, None]
+            placed = np.full((*filled.shape, *values.shape[1:]), padding, np.int64)
+            placed[filled if side == "right" else filled[:, ::-1]] = values
+            return placed
+
+        distinct = list(dict.fromkeys(words))  # each is looked up and spelled once
+        row_of = dict(zip(distinct, range(len(distinct)), strict=True))
+        rows = np.fromiter(map(row_of.__getitem__, words), np.int64, len(words))
+        data = {"input_ids": place(np.array(self.word_ids_of(distinct), np.int64)[rows])}
+        if "char_ids" in self.model_input_names:
+            data["char_ids"] = place(self.char_ids_of(distinct)[rows])
+        if return_attention_mask is None:
+            return_attention_mask = "attention_mask" in self.model_input_names
+        if return_attention_mask:
+            data["attention_mask"] = place(np.ones_like(rows))
         if return_special_tokens_mask:
-            data["special_tokens_mask"] = [[0] * length for length in lengths]
+            data["special_tokens_mask"] = place(np.zeros_like(rows), padding=1)
+        if return_offsets_mapping:
+            flat = list(chain.from_iterable(spans))
+            data["offset_mapping"] = place(np.array(flat, np.int64).reshape(-1, 2))
         if return_length:
             data["length"] = lengths
-        encodings = [
-            WordEncoding(words, ids, offsets)
-            for (words, offsets), ids in zip(rows, data["input_ids"], strict=True)
-        ]
-        # The characters stay one array while the short rows are padded; only then do they find their places in it.
-        width = max(lengths, default=0) if padding_strategy == PaddingStrategy.LONGEST else max_length
-        padded = padding_strategy != PaddingStrategy.DO_NOT_PAD
-        data = (
-            self.pad(
-                data,
-                padding=PaddingStrategy.MAX_LENGTH if padded else False,
-                max_length=width if padded else None,
-                pad_to_multiple_of=pad_to_multiple_of,
-                padding_side=padding_side,
-                return_attention_mask=return_attention_mask,
+        if return_tensors is None:
+            data = {name: [part.tolist() for part in parts] for name, parts in data.items()}
+            data = data if batched else {name: parts[0] for name, parts in data.items()}
+
+        def around(row: list, padding: object) -> list:
+            gap = [padding] * (width - len(row) if rectangular else 0)
+            return gap + row if side == "left" else row + gap
+
+        encodings = [  # what BatchEncoding's tokens(), word_ids() and sequence_ids() look up
+            SimpleNamespace(
+                tokens=around(row, self.pad_token),
+                word_ids=around(number, None),
+                sequence_ids=around([0] * len(row), None),
             )
-            if rows
-            else {"input_ids": [], "attention_mask": []}
-        )
-        side = padding_side or self.padding_side
-        data = dict(data)
-        places = []
-        for encoding, ids, length in zip(encodings, data["input_ids"], lengths, strict=True):
-            left = len(ids) - length if side == "left" else 0
-            encoding.pad(left, len(ids) - length - left)
-            places.append(slice(left, left + length))
-        widths = {len(ids) for ids in data["input_ids"]}
-        if return_tensors is not None and len(widths) == 1:
-            array = np.zeros((len(rows), widths.pop(), self.max_characters_per_token), dtype=np.int64)
-            for number, place in enumerate(places):
-                array[number, place] = chars[starts[number] : starts[number + 1]]
-            data["char_ids"] = array
-        else:
-            nothing = [0] * self.max_characters_per_token
-            data["char_ids"] = [
-                [nothing] * place.start
-                + chars[starts[number] : starts[number + 1]].tolist()
-                + [nothing] * (len(data["input_ids"][number]) - place.stop)
-                for number, place in enumerate(places)
-            ]
-        order = [*self.model_input_names, *[key for key in data if key not in self.model_input_names]]
-        data = {key: data[key] for key in order if key in data}
-        if return_tensors is not None:
-            data = {
-                key: np.asarray(value, dtype=np.int64) if key != "char_ids" and len(widths) < 2 else value
-                for key, value in data.items()
-            }
-        if not batched and return_tensors is None:
-            data = {key: value[0] for key, value in data.items()}
-        return BatchEncoding(data, encodings, tensor_type=return_tensors)
+            for row, number in zip(sentences, numbers, strict=True)
+        ]
+        return BatchEncoding(data, encodings, tensor_type=return_tensors, n_sequences=1)
 
-    def _rows(
-        self, text, is_split_into_words: bool
-    ) -> tuple[list[tuple[list[str], list[tuple[int, int]]]], bool]:
-        """Each sentence's words with their offsets, and whether the text was a batch."""
-        if is_split_into_words:
-            if not isinstance(text, (list, tuple)):
-                raise ValueError(
-                    f"is_split_into_words=True needs a list of words or of such lists, found {_shown(text)}."
-                )
-            batched = bool(text) and all(isinstance(row, (list, tuple)) for row in text)
-            rows = [list(row) for row in text] if batched else [list(text)]
-            for row in rows:
-                if wrong := [word for word in row if not isinstance(word, str)]:
-                    raise ValueError(f"words must be strings, found {_shown(wrong[0])} in {_shown(row)}.")
-            return [(row, [(0, len(word)) for word in row]) for row in rows], batched
-        batched = isinstance(text, (list, tuple))
-        texts = list(text) if batched else [text]
-        for item in texts:
-            if not isinstance(item, str):
-                hint = (
-                    " Pass is_split_into_words=True for lists of words."
-                    if isinstance(item, (list, tuple))
-                    else ""
-                )
-                raise ValueError(f"text must be a string or a list of strings, found {_shown(item)}.{hint}")
-        rows = []
-        for item in texts:
-            matches = list(WORD.finditer(item))
-            rows.append(([match.group() for match in matches], [match.span() for match in matches]))
-        return rows, batched
-
-    def _pad(self, encoded_inputs, *args, padding_side: str | None = None, **kwargs):
-        before = len(encoded_inputs["input_ids"])
-        padded = super()._pad(encoded_inputs, *args, padding_side=padding_side, **kwargs)
-        missing = len(padded["input_ids"]) - before
-        fillers = {"char_ids": [0] * self.max_characters_per_token, "offset_mapping": (0, 0)}
-        for key, filler in fillers.items():
-            if key in padded and missing:
-                rows, filling = list(padded[key]), [filler] * missing
-                left = (padding_side or self.padding_side) == "left"
-                padded[key] = filling + rows if left else rows + filling
+    def _pad(self, encoded_inputs: dict, *args, padding_side: str | None = None, **kwargs) -> dict:
+        """Pad one sentence as usual; its `char_ids` become an array (T, C) with rows of zeros."""
+        length, size = len(encoded_inputs["input_ids"]), self.max_characters_per_token
+        padded = super()._pad(dict(encoded_inputs), *args, padding_side=padding_side, **kwargs)
+        if "char_ids" in padded:
+            rows = np.asarray(padded["char_ids"], np.int64)
+            if length and rows.shape != (length, size):
+                raise ValueError(f"char_ids are {rows.shape}, but input_ids and C say {(length, size)}.")
+            gap = len(padded["input_ids"]) - length
+            gaps = (gap, 0) if (padding_side or self.padding_side) == "left" else (0, gap)
+            padded["char_ids"] = np.pad(rows.reshape(length, size), (gaps, (0, 0)))
         return padded
 
-    # Decoding.
+    def decode(self, token_ids, skip_special_tokens: bool = False, **kwargs) -> str | list[str]:
+        """Join words with spaces, from word ids (T,) or (B, T) or character ids (B, T, C)."""
+        if _depth(token_ids) == 3:
+            return [" ".join(words) for words in self.decode_char_ids(token_ids, skip_special_tokens)]
+        return super().decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
 
-    def _decode(self, token_ids, skip_special_tokens: bool = False, **kwargs) -> str:
-        token_ids = np.asarray(token_ids)
-        if token_ids.ndim == 2:
-            return " ".join(self.decode_char_ids(token_ids))
-        return " ".join(self.convert_ids_to_tokens(token_ids.reshape(-1).tolist(), skip_special_tokens))
-
-    def decode(self, token_ids, skip_special_tokens: bool = False, **kwargs):
-        """Word ids or character ids back to text, words joined by spaces.
+    def decode_char_ids(self, char_ids, skip_special_tokens: bool = False) -> list[str] | list[list[str]]:
+        """Read words back from their spelling.
 
         Args:
-            token_ids: word ids () or (T,) or (B, T), or character ids (T, C) or (B, T, C). Two axes mean characters where
-                every row is a word between its marks, or padding.
-            skip_special_tokens: leave out padding, sentence marks and unknown words.
+            char_ids: (T, C) or (B, T, C), an array, a tensor or lists.
+            skip_special_tokens: leave out begins and ends of sentences.
 
         Returns:
-            A string, or a list of strings for a batch.
+            The words of a sentence, or of each sentence. Rows of zeros (padding) are left out; bytes that are no
+            UTF-8, and unknown characters, become U+FFFD.
 
         Raises:
-            ValueError: ids that do not exist.
+            ValueError: ids out of range, or a row that is no word.
         """
-        rows = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
-        depth = _depth(rows)
-        if depth == 2 and self._are_words(rows):
-            return self._decode(rows)
-        if depth < 2:
-            return self._decode(rows, skip_special_tokens)
-        return [self._decode(row, skip_special_tokens) for row in rows]
+        if len(char_ids) == 0:
+            return []
+        if _depth(char_ids) == 3:
+            return [self.decode_char_ids(sentence, skip_special_tokens) for sentence in char_ids]
+        ids = np.array(to_py_obj(char_ids))
+        if (
+            ids.ndim != 2
+            or ids.dtype.kind not in "iu"
+            or not 0 <= ids.min() <= ids.max() < self.char_vocab_size
+        ):
+            raise ValueError(
+                f"char_ids {_described(ids.tolist())} are {ids.dtype} of shape {ids.shape}; expected integers of shape "
+                f"(T, C) or (B, T, C), from 0 to {self.char_vocab_size - 1}."
+            )
+        words = [self._spelled(row) for row in ids if row.any()]
+        special = (self.bos_token, self.eos_token) if skip_special_tokens else ()
+        return [word for word in words if word not in special]
 
-    def batch_decode(self, sequences, skip_special_tokens: bool = False, **kwargs) -> list[str]:
-        """Decode each sentence of a batch; see `decode`."""
-        return [self.decode(row, skip_special_tokens) for row in sequences]
-
-    def decode_char_ids(self, char_ids) -> list[str]:
-        """Spell out words: (T, C) character ids to at most T words, padding left out.
-
-        Args:
-            char_ids: (T, C) integers.
-
-        Returns:
-            Words; cut or broken characters appear as U+FFFD.
-
-        Raises:
-            ValueError: ids that are no characters.
-        """
-        spelled = []
-        begin, end, filler, marks, inventory = self._symbols()
-        for row in np.asarray(char_ids).reshape(-1, np.shape(char_ids)[-1]).tolist():
-            if not any(row):
-                continue
-            body = row[1:] if row[0] == begin else row
-            body = body[: body.index(end)] if end in body else [number for number in body if number != filler]
-            if len(body) == 1 and body[0] in marks:
-                spelled.append(marks[body[0]])
-                continue
-            if wrong := [number for number in body if not 0 < number <= inventory]:
-                raise ValueError(f"character ids inside a word must lie in 1..{inventory}, found {wrong[0]}.")
-            spelled.append(self._spell(body))
-        return spelled
-
-    def _spell(self, body: list[int]) -> str:
-        if self._char_numbers is None:
+    def _spelled(self, row: np.ndarray) -> str:
+        """The word of one row (C,) that is no padding."""
+        marks = self._marks
+        ends = np.flatnonzero(row == marks["end"])
+        body = row[1 : ends[0]].tolist() if len(ends) else [PADDING]
+        for token, mark in ((self.bos_token, "bos"), (self.eos_token, "eos")):
+            if body == [marks[mark]]:
+                return token
+        largest = 256 if self._characters is None else len(self._characters)
+        if row[0] != marks["begin"] or not all(PADDING < number <= largest for number in body):
+            raise ValueError(
+                f"char_ids {row.tolist()} are no word: expected {marks['begin']}, 1 to {largest}, {marks['end']}."
+            )
+        if self._characters is None:
             return bytes(number - 1 for number in body).decode("utf-8", "replace")
-        characters = list(self._char_numbers)
-        return "".join(
-            "\ufffd" if characters[number - 1] == "<oov>" else characters[number - 1] for number in body
-        )
+        characters = (self._characters[number - 1] for number in body)
+        return "".join("\ufffd" if character == UNKNOWN_CHARACTER else character for character in characters)
 
-    def _symbols(self) -> tuple[int, int, int, dict[int, str], int]:
-        """Begin and end mark, filler, sentence marks by id, and the largest id of an inner character."""
-        table = self._char_numbers
-        if table is None:
-            return BOW, EOW, PAD, {BOS: self.bos_token, EOS: self.eos_token}, 256
-        marks = {table["<bos>"]: self.bos_token, table["<eos>"]: self.eos_token}
-        return table["<eow>"], table["<bow>"], table["<pad>"], marks, len(table)
+    def word_ids_of(self, words: Iterable[str]) -> list[int]:
+        """Word ids of words in a text; ELMoForManyLangs cuts words before it looks them up."""
+        get, unknown = self._word_ids.get, self._word_ids[self.unk_token]
+        if self._characters is not None:
+            words = (word[: self.max_characters_per_token - 2] for word in words)
+        return [get(word, unknown) for word in words]
 
-    def _are_words(self, rows: Sequence[Sequence[int]]) -> bool:
-        begin, end, *_ = self._symbols()
-        if any(len(row) != self.max_characters_per_token for row in rows):
-            return False
-        used = [row for row in rows if any(row)]
-        return bool(used) and all(row[0] == begin and end in row for row in used)
+    def _convert_token_to_id(self, token: str) -> int:
+        return PADDING if token == self.pad_token else self.word_ids_of([token])[0]
 
+    def _convert_id_to_token(self, index: int) -> str:
+        if not 0 <= index < self.vocab_size:
+            raise ValueError(f"word id {index} is out of range; the vocabulary has 0 to {len(self) - 1}.")
+        return self.pad_token if index == PADDING else self._words[index - 1]
 
-@dataclass
-class WordEncoding:
-    """What `BatchEncoding` asks for word by word (`word_ids()`, `tokens()`, ...), for words that map one to one."""
-
-    tokens: list[str]
-    ids: list[int]
-    offsets: list[tuple[int, int]]
-    word_ids: list[int | None] = field(init=False)
-    n_sequences: int = 1
-
-    def __post_init__(self):
-        self.word_ids = list(range(len(self.tokens)))
-
-    def pad(self, left: int, right: int) -> None:
-        """Put places without a word before and behind."""
-        self.tokens = [""] * left + list(self.tokens) + [""] * right
-        self.ids = [0] * left + list(self.ids) + [0] * right
-        self.offsets = [(0, 0)] * left + list(self.offsets) + [(0, 0)] * right
-        self.word_ids = [None] * left + self.word_ids + [None] * right
-
-    @property
-    def sequence_ids(self) -> list[int | None]:
-        """0 at words, None at padding."""
-        return [None if number is None else 0 for number in self.word_ids]
-
-    @property
-    def attention_mask(self) -> list[int]:
-        """1 at words, 0 at padding."""
-        return [int(number is not None) for number in self.word_ids]
-
-    @property
-    def special_tokens_mask(self) -> list[int]:
-        """1 at padding, 0 at words."""
-        return [int(number is None) for number in self.word_ids]
-
-    def char_to_token(self, position: int, sequence_index: int = 0) -> int | None:
-        """The word that covers a character of the raw text."""
-        spans = enumerate(self.offsets)
-        return next((number for number, (start, stop) in spans if start <= position < stop), None)
+    def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
+        vocab = self.get_vocab()
+        for token in map(str, new_tokens):
+            if token not in vocab:
+                raise ValueError(f"{token!r} is no word of this vocabulary. Make a new one with from_words.")
+            if special_tokens:
+                self._added_tokens_decoder[vocab[token]] = AddedToken(token, special=True, normalized=False)
+                self._added_tokens_encoder[token] = vocab[token]
+        return 0
 
 
-def _read_words(path: str) -> list[str]:
-    words = [word for word in _read_lines(path) if word != NOT_A_WORD]
-    if not words:
-        raise ValueError(f"{path} is empty. A vocabulary has one word a line, <S>, </S> and <UNK> first.")
+def _split(text: str | Sequence[str]) -> tuple[list, list, bool]:
+    """Words and spans of each text, and whether a list of texts came."""
+    batched = _is_list(text)
+    texts = list(text) if batched else [text]
+    if wrong := [one for one in texts if not isinstance(one, str)]:
+        hint = " Pass is_split_into_words=True with lists of words; pairs of texts are not encoded."
+        hint = hint if batched and _is_list(wrong[0]) else ""
+        raise ValueError(f"expected a text (str) or a list of texts, but {_described(wrong[0])} came.{hint}")
+    spans = [[match.span() for match in WORD.finditer(one)] for one in texts]
+    return [[one[a:b] for a, b in row] for one, row in zip(texts, spans, strict=True)], spans, batched
+
+
+def _split_into_words(text: Sequence[str] | Sequence[Sequence[str]]) -> tuple[list, list, bool]:
+    """Words and spans of each sentence, and whether a list of sentences came."""
+    batched = _is_list(text) and len(text) > 0 and not isinstance(text[0], str)
+    sentences = [_checked_words(words) for words in (text if batched else [text])]
+    return sentences, [[(0, len(word)) for word in words] for words in sentences], batched
+
+
+def _is_list(values: object) -> bool:
+    """Whether this is a list, a tuple, an array, a data set's column or the like."""
+    listed = all(hasattr(values, name) for name in ("__len__", "__getitem__", "__iter__"))
+    return listed and not isinstance(values, str | bytes | Mapping)
+
+
+def _checked_words(words: Sequence[str]) -> list[str]:
+    if not _is_list(words):
+        raise ValueError(f"expected a list of words (str) or of such lists, but {_described(words)} came.")
+    words = words if isinstance(words, list) else list(words)
+    if set(map(type, words)) <= {str}:  # quicker than a look at each
+        return words
+    if wrong := [number for number, word in enumerate(words) if not isinstance(word, str)]:
+        raise ValueError(f"expected words (str), but word {wrong[0]} is {_described(words[wrong[0]])}.")
     return words
 
 
-def _read_characters(path: str) -> dict[str, int]:
-    table = {}
-    for number, line in enumerate(_read_lines(path), 1):
-        try:
-            table[json.loads(line)] = number
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: expected a JSON string, found {line!r}.") from error
-    if missing := [
-        name for name in ("<bos>", "<eos>", "<oov>", "<pad>", "<bow>", "<eow>") if name not in table
-    ]:
-        raise ValueError(f"{path}: the character vocabulary lacks {missing}.")
-    return table
+def _checked_size(size: int) -> int:
+    if not isinstance(size, int) or size < 3:
+        raise ValueError(f"max_characters_per_token is {_described(size)}; expected an int of at least 3.")
+    return size
 
 
-def _read_lines(path: str) -> list[str]:
-    with open(path, "rb") as file:
-        raw = file.read().split(b"\n")
-    lines = []
-    for number, line in enumerate(raw[:-1] if raw[-1] == b"" else raw, 1):
-        try:
-            lines.append(line.removesuffix(b"\r").decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path}, line {number} is not UTF-8: {line[:40]!r}. Convert the file to UTF-8."
-            ) from error
+def _described(value: object) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _depth(values: object) -> int:
+    """Number of dimensions of an array, a tensor or nested lists, by the first entry that is not empty."""
+    if not isinstance(values, list | tuple):
+        return getattr(values, "ndim", 0)
+    filled = (value for value in values if not isinstance(value, list | tuple) or value)
+    return 1 + _depth(next(filled, values[0] if values else None))
+
+
+def _read_lines(path: str | os.PathLike) -> list[str]:
+    data = Path(path).read_bytes()
+    try:
+        lines = [line.removesuffix("\r") for line in data.decode("utf-8").split("\n")]
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}, is no UTF-8 ({error.reason}). Convert it.") from error
+    if lines[-1] == "":
+        lines.pop()
+    if not lines:
+        raise ValueError(f"{path} is empty; expected one entry a line.")
     return lines
 
 
+def _read_words(source: str | os.PathLike | Sequence[str]) -> tuple[list[str], str]:
+    """The words of a vocabulary in order, and its name for messages."""
+    if isinstance(source, str | os.PathLike):
+        return [line for line in _read_lines(source) if line != SKIPPED_LINE], str(source)
+    words, label = _checked_words(source), "the vocabulary"
+    if unfit := [word for word in words if not _fits_a_line(word)]:
+        raise ValueError(f"{label} holds {unfit[0]!r}, which cannot be a line of vocab.txt. Leave it out.")
+    return words, label
+
+
 def _fits_a_line(word: str) -> bool:
-    return not any("\ud800" <= symbol <= "\udfff" or symbol in "\r\n" for symbol in word)
+    """Whether a vocabulary file can hold it: no line breaks, no lone surrogates."""
+    plain = word.isascii() or word == word.encode("utf-8", "ignore").decode("utf-8")
+    return plain and "\n" not in word and not word.endswith("\r") and word != SKIPPED_LINE
 
 
-def _depth(rows) -> int:
-    depth = 0
-    while isinstance(rows, (list, tuple)):
-        depth += 1
-        rows = rows[0] if len(rows) else None
-    return depth
+def _read_characters(source: str | os.PathLike | Sequence[str]) -> tuple[list[str], str]:
+    """The characters of an inventory in order, and its name for messages."""
+    if not isinstance(source, str | os.PathLike):
+        return _checked_words(source), "the character vocabulary"
+    characters = []
+    for number, line in enumerate(_read_lines(source), 1):
+        with contextlib.suppress(json.JSONDecodeError):
+            characters.append(json.loads(line))
+        if len(characters) < number or not isinstance(characters[-1], str):
+            raise ValueError(f'{source}, line {number}, is {line!r}; expected a JSON string like "a".')
+    return characters, str(source)
 
 
-def _shown(value) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"
+def _require(needed: Sequence[str], ids: Mapping[str, int], label: str, cure: str) -> None:
+    if missing := [entry for entry in needed if entry not in ids]:
+        raise ValueError(f"{label} lacks {', '.join(missing)}. {cure}.")
 
 
-__all__ = ["WORD", "ElmoTokenizer"]
+__all__ = ["WORD", "ElmoTokenizer", "words_to_char_ids"]
