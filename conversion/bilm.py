@@ -6,9 +6,7 @@ Letters: V words, P projection.
 """
 
 import json
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,16 +60,8 @@ class Conversion:
         taken, pad = set(self.words or ()), "<pad>"  # a name for id 0 that is no word
         while pad in taken:
             pad = f"<{pad}>"
-        with tempfile.TemporaryDirectory() as folder:
-            files = {}
-            if self.words is not None:
-                files["vocab_file"] = os.path.join(folder, "vocab.txt")
-                write_vocabulary(self.words, Path(files["vocab_file"]))
-            if self.characters is not None:
-                files["char_vocab_file"] = os.path.join(folder, "char_vocab.txt")
-                lines = [json.dumps(character) for character in self.characters]
-                write_vocabulary(lines, Path(files["char_vocab_file"]))
-            return ElmoTokenizer(**files, **self.tokenizer, pad_token=pad)
+        files = {"vocab_file": self.words, "char_vocab_file": self.characters}
+        return ElmoTokenizer(**files, **self.tokenizer, pad_token=pad)
 
 
 def from_bilm(

@@ -16,6 +16,7 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from .auto_map import AUTO_MAP
+from .checks import check_ids, check_shape
 from .configuration_elmo import ElmoConfig
 from .layers_elmo import ElmoLstm, ElmoTokenEncoder, LstmpLayer
 from .losses import classification_loss, mean_of_all
@@ -164,7 +165,7 @@ class ElmoModel(ElmoPreTrainedModel):
         """
         config, encoder = self.config, self.token_encoder
         if inputs_embeds is not None:
-            _check_shape(
+            check_shape(
                 "inputs_embeds",
                 inputs_embeds,
                 (None, None, config.projection_size),
@@ -180,7 +181,7 @@ class ElmoModel(ElmoPreTrainedModel):
                 raise ValueError(
                     "this model reads whole words: pass input_ids (B, T), as ElmoTokenizer makes them."
                 )
-            _check_ids("input_ids", input_ids, (None, None), "(B, T) word ids", config.vocab_size)
+            check_ids("input_ids", input_ids, (None, None), "(B, T) word ids", config.vocab_size)
             mask = input_ids != config.pad_token_id
         if inputs_embeds is None and encoder.char_embeddings is not None:
             if char_ids is None:
@@ -188,7 +189,7 @@ class ElmoModel(ElmoPreTrainedModel):
                     "this model reads characters: pass char_ids (B, T, C), as ElmoTokenizer makes them."
                 )
             chars = config.max_characters_per_token
-            _check_ids(
+            check_ids(
                 "char_ids", char_ids, (None, None, chars), "(B, T, C) character ids", config.char_vocab_size
             )
             mask = (char_ids > 0).any(2)
@@ -472,27 +473,6 @@ class ElmoForSequenceClassification(ElmoTaskModel):
         logits = self.classifier(pool(mixed, mask, self.config.pooling))
         loss = None if labels is None else self._loss(logits, labels, num_items_in_batch)
         return ElmoClassifierOutput(loss, logits, outputs.hidden_states, outputs.states)
-
-
-def _check_shape(name: str, tensor: Tensor, shape: tuple, meaning: str) -> None:
-    fits = tensor.dim() == len(shape)
-    if not fits or any(size not in (None, found) for size, found in zip(shape, tensor.shape, strict=True)):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(
-            f"{name} must be {meaning}, shape ({wanted}); found {tuple(tensor.shape)}. Use the tokenizer that belongs to "
-            "this model, with padding=True and return_tensors='pt'."
-        )
-
-
-def _check_ids(name: str, ids: Tensor, shape: tuple, meaning: str, size: int) -> None:
-    _check_shape(name, ids, shape, meaning)
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(f"{name} must be integers (torch.long), found {ids.dtype}.")
-    if ids.numel() and not (ids.min() >= 0 and ids.max() < size):
-        raise ValueError(
-            f"{name} must lie in 0..{size - 1}, found {int(ids.min())}..{int(ids.max())}. Use the tokenizer that belongs "
-            "to this model."
-        )
 
 
 __all__ = [

@@ -53,7 +53,11 @@ SETTINGS = {
     "dropout": 0.1,
 }
 KINDS = {"word_char": {}, "char_only": {"word_dim": 0}, "word_only": {"char_dim": 0}}
-CHANGES = {"tanh": {"activation": "tanh"}, "one highway": {"n_highway": 1}}
+CHANGES = {
+    "equal sizes": {"char_dim": 0, "word_dim": 5},
+    "tanh": {"activation": "tanh"},
+    "one highway": {"n_highway": 1},
+}
 
 
 def make(folder, **changes):
