@@ -45,7 +45,9 @@ def embed(
         int, typer.Option(metavar="N", min=0, help="Carry states over batches of N, as the old tools did.")
     ] = 0,
 ) -> None:
-    """Write the contextual vectors of every word of a file. Interrupted, the same command goes on.
+    """Write the contextual vectors of every word of a file.
+
+    Interrupted, the same command goes on where it stopped.
 
     Example: heirloom embed runs/quickstart sentences.txt vectors.hdf5 --layers average
     """

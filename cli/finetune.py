@@ -9,11 +9,14 @@ def finetune(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe's name (see `heirloom recipes`) or a YAML file.")],
 ) -> None:
-    """Fine-tune a biLM on tagging or sentence classification: a recipe, then any option of it or of Trainer.
+    """Fine-tune a biLM on tagging or sentence classification.
 
-    Options of the data: --train_file F --validation_file F --text_column C --label_column C --train_fraction X.
-    Of the model: --model CHECKPOINT --freeze_bilm --from_scratch --head_dropout X --mix_l2 X --pooling mean.
-    Of Trainer: --output_dir D --num_train_epochs N --learning_rate X --seed N and all the rest.
+    A recipe comes first, then any option of it or of Trainer:
+
+    \b
+    data     --train_file F --validation_file F --text_column C --label_column C
+    model    --model CHECKPOINT --freeze_bilm --from_scratch --head_dropout X ...
+    Trainer  --output_dir D --num_train_epochs N --learning_rate X --seed N ...
 
     Example: heirloom finetune tagging --model runs/bilm --train_file train.jsonl --validation_file dev.jsonl
     """

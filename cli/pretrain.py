@@ -9,11 +9,14 @@ def pretrain(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe's name (see `heirloom recipes`) or a YAML file.")],
 ) -> None:
-    """Pre-train an ELMo biLM on your text: a recipe, then any option of it or of Trainer.
+    """Pre-train an ELMo biLM on your text.
 
-    Options of the data: --train_file F ... --validation_file F --text_column C --tokenized --max_words N.
-    Of the model: --vocab_size --projection_size --cell_size --num_hidden_layers and the others in the recipe.
-    Of Trainer: --output_dir D --num_train_epochs N --learning_rate X --seed N and all the rest.
+    A recipe comes first, then any option of it or of Trainer:
+
+    \b
+    data     --train_file F ... --validation_file F --text_column C --tokenized
+    model    --vocab_size --projection_size --cell_size --num_hidden_layers ...
+    Trainer  --output_dir D --num_train_epochs N --learning_rate X --seed N ...
 
     Example: heirloom pretrain elmo_english --train_file corpus.txt --output_dir runs/bilm
     """

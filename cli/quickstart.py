@@ -10,9 +10,9 @@ def quickstart(
     folder: Annotated[Path, typer.Argument(help="New folder for the run.")] = Path("runs/quickstart"),
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
 ) -> None:
-    """Pre-train a small biLM on Python's own documentation, fine-tune a classifier with and without it, compare.
+    """Show the whole story in minutes: pre-train, fine-tune, compare.
 
-    Takes a few minutes on two CPU cores, no network, no account. Writes a checkpoint that AutoModel loads, its
+    Pre-trains a small biLM on Python's own documentation and fine-tunes a classifier with and without it. Takes a few minutes on two CPU cores, no network, no account. Writes a checkpoint that AutoModel loads, its
     tokenizer, a card, plots and log.jsonl, and both classifiers.
 
     Example: heirloom quickstart runs/quickstart

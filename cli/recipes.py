@@ -2,7 +2,7 @@
 
 
 def recipes() -> None:
-    """List the recipes: name, and what it does with data, time and score.
+    """List the recipes that come with the package.
 
     Example: heirloom recipes
     """
