@@ -19,11 +19,10 @@ from typing import Literal
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from ..modeling.modeling_elmo import ElmoForSequenceClassification, ElmoForTokenClassification, ElmoModel
-from ..tokenization.tokenization_elmo import ElmoTokenizer
+from ..training.checkpoints import open_checkpoint
 from ..training.data import column, read_table, split_words
 from .embedding_formats import WRITERS, FileFormat
 
@@ -114,22 +113,7 @@ def load(checkpoint: str, layers: Layers = "all"):
         FileNotFoundError: a folder without a config.json, or no such folder.
         ValueError: another model, or no learned mix.
     """
-    if (Path(checkpoint).exists() or checkpoint.startswith((".", "/"))) and not (
-        Path(checkpoint) / "config.json"
-    ).is_file():
-        raise FileNotFoundError(
-            f"{checkpoint} holds no config.json. Give a checkpoint folder, e.g. of heirloom convert."
-        )
-    config = AutoConfig.from_pretrained(checkpoint)
-    if config.model_type != "elmo":
-        raise ValueError(
-            f"{checkpoint} is a {config.model_type} checkpoint; heirloom embed reads ELMo checkpoints."
-        )
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    if not isinstance(tokenizer, ElmoTokenizer):
-        raise ValueError(
-            f"{checkpoint} has no ElmoTokenizer beside it. Save one: tokenizer.save_pretrained({checkpoint!r})"
-        )
+    config, tokenizer = open_checkpoint(checkpoint)
     if layers != "mix":
         return tokenizer, ElmoModel.from_pretrained(checkpoint).eval(), None
     heads = {head.__name__: head for head in (ElmoForSequenceClassification, ElmoForTokenClassification)}

@@ -210,7 +210,7 @@ def test_bad_input_is_named(checkpoint, text, tmp_path):
     other = tmp_path / "bert"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match="is a bert checkpoint; heirloom embed reads ELMo checkpoints"):
+    with pytest.raises(ValueError, match="is a bert checkpoint; an ELMo checkpoint is expected"):
         embed_file(str(other), text, tmp_path / "out")
 
 

@@ -1,15 +1,15 @@
 """Fine-tuning a biLM on a task, with the stock Trainer."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import AutoConfig, Trainer, TrainingArguments, set_seed
 
 from ..modeling.modeling_elmo import ElmoForSequenceClassification, ElmoForTokenClassification
 from ..objectives.collators import ClassificationCollator
 from ..tokenization.tokenization_elmo import ElmoTokenizer
 from .arguments import FinetuneArguments
+from .checkpoints import open_checkpoint
 from .data import column, read_table, split_words
 from .metrics import classification_scores, most_likely
 from .trainer import run_callbacks
@@ -48,24 +48,10 @@ def finetune(arguments: FinetuneArguments, training_arguments: TrainingArguments
             raise ValueError(
                 f"{option} is empty: fine-tuning needs --model, --train_file and --validation_file."
             )
-    tokenizer = load_tokenizer(arguments.model)
+    _, tokenizer = open_checkpoint(arguments.model)
     task = read_task(arguments, tokenizer, training_arguments.seed)
     head = {name: getattr(arguments, name) for name in ("freeze_bilm", "head_dropout", "mix_l2", "pooling")}
     return train_task(task, arguments.model, tokenizer, training_arguments, arguments.from_scratch, **head)
-
-
-def load_tokenizer(model: str) -> ElmoTokenizer:
-    """The tokenizer of a checkpoint; a clear error where it is not one of ours."""
-    if not (Path(model) / "config.json").is_file() and Path(model).exists():
-        raise ValueError(
-            f"{model} holds no config.json. Give a checkpoint folder, as `heirloom pretrain` writes it."
-        )
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    if not isinstance(tokenizer, ElmoTokenizer):
-        raise ValueError(
-            f"{model} has a {type(tokenizer).__name__}, no ElmoTokenizer. Give an ELMo checkpoint."
-        )
-    return tokenizer
 
 
 def read_task(arguments: FinetuneArguments, tokenizer: ElmoTokenizer, seed: int) -> Task:
