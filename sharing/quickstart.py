@@ -116,7 +116,7 @@ def _arguments(folder: Path, seed: int, epochs: float, **options) -> TrainingArg
         per_device_eval_batch_size=128,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
-        logging_steps=10,
+        logging_steps=50,  # a whole round of `group_by_length`, whose batches go from long to short
         eval_strategy="epoch",
         save_strategy="no",
         report_to="none",

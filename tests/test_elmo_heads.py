@@ -287,6 +287,18 @@ def test_the_l2_term_is_in_the_loss_once():
     assert model(char_ids=ids, labels=labels).loss.item() == pytest.approx(expected.item(), abs=1e-6)
 
 
+def test_the_language_models_last_dropout_is_for_training():
+    model, ids, labels = language_model(), char_ids(SENTENCES), table(LABELS)
+    plain = model(char_ids=ids, labels=labels).loss
+    model.config.dropout = 0.5  # the LSTM's own was read when the model was made
+    model.elmo.lstm.dropout = 0.0
+    assert torch.equal(model(char_ids=ids, labels=labels).loss, plain)
+    model.train()
+    losses = [model(char_ids=ids, labels=labels).loss.item() for _ in range(2)]
+    assert losses[0] != losses[1]
+    assert plain.item() not in losses
+
+
 def test_heads_take_and_return_states():
     ids = char_ids(SENTENCES)
     for model in (language_model(), head(ElmoForTokenClassification), head(ElmoForSequenceClassification)):
