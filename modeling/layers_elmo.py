@@ -114,9 +114,8 @@ class ElmoTokenEncoder(nn.Module):
                 init.xavier_uniform_(layer.weight)
             else:
                 init.uniform_(layer.weight, -1.0, 1.0)
-            if not getattr(
-                layer.weight, "_is_hf_initialized", False
-            ):  # a slice does not know that it was loaded
+            # A slice does not know that its table was loaded.
+            if not getattr(layer.weight, "_is_hf_initialized", False):
                 init.zeros_(layer.weight[0])
         elif isinstance(layer, nn.Conv1d):
             if self.activation is torch.relu:
@@ -126,9 +125,8 @@ class ElmoTokenEncoder(nn.Module):
             init.zeros_(layer.bias)
         elif isinstance(layer, nn.Linear):
             init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
-            init.constant_(
-                layer.bias, -2.0 if any(layer is highway.gate for highway in self.highways) else 0.0
-            )
+            is_gate = any(layer is highway.gate for highway in self.highways)
+            init.constant_(layer.bias, -2.0 if is_gate else 0.0)
 
 
 class LstmpLayer(nn.Module):
@@ -215,12 +213,12 @@ class ElmoLstm(nn.Module):
         weight, layers = (
             self.forward_layers[0].weight_hh,
             len(self.forward_layers),
-        )  # (4 D, P); autocast leaves its dtype
+        )  # (4 D, P); autocast keeps its dtype
         if states is None:
             sizes = 2 * weight.shape[1], weight.shape[0] // 2
             return tuple(weight.new_zeros(layers, batch, size) for size in sizes)
         missing = max(0, batch - states[0].shape[1])
-        return tuple(F.pad(state.detach().to(weight.dtype), (0, 0, 0, missing)).clone() for state in states)
+        return tuple(F.pad(state.detach().to(weight), (0, 0, 0, missing)).clone() for state in states)
 
 
 __all__ = ["ElmoLstm", "ElmoTokenEncoder", "Highway", "LstmpLayer"]

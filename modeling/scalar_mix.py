@@ -96,12 +96,14 @@ class ScalarMix(nn.Module):
     @staticmethod
     def _normalise(layer: Tensor, mask: Tensor | None) -> Tensor:
         eps = 1e-4 if layer.dtype == torch.float16 else 1e-13  # AllenNLP's
+        kind = layer.dtype
+        layer = layer.to(torch.promote_types(kind, torch.float32))  # float16 cannot count beyond 65,504
         mask = layer.new_ones(layer.shape[:-1]) if mask is None else mask.to(layer.dtype)
         mask = mask.unsqueeze(-1)
         count = (mask.sum() * layer.shape[-1]).clamp(min=1)
         mean = (layer * mask).sum() / count
         variance = ((layer * mask - mean) * mask).square().sum() / count
-        return (layer - mean) / (variance + eps).sqrt()
+        return ((layer - mean) / (variance + eps).sqrt()).to(kind)
 
 
 __all__ = ["ScalarMix"]

@@ -32,7 +32,7 @@ SIZES = {
 
 
 def quickstart(
-    folder: Path, seed: int = 0, pretrain_epochs: float = 3, finetune_epochs: float = 4
+    folder: Path, seed: int = 0, pretrain_epochs: float = 2, finetune_epochs: float = 4
 ) -> dict[str, float]:
     """Pre-train, fine-tune with and without, and write the run folder.
 

@@ -82,6 +82,26 @@ def test_other_precisions(dtype):
     torch.testing.assert_close(mixed.double(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_counts_far_enough(dtype):
+    """More values than float16 can count, and a layer without any deviation."""
+    plane = torch.randn(4, 200, 128, generator=torch.Generator().manual_seed(0)).to(dtype) + 2
+    mask = torch.ones(4, 200, dtype=torch.bool)
+    mixed, expected = ScalarMix(1, True).to(dtype)([plane], mask), ScalarMix(1, True)([plane.float()], mask)
+    torch.testing.assert_close(mixed.float(), expected, rtol=0, atol=0.03)
+    assert ScalarMix(1, True).to(dtype)([torch.ones_like(plane)], mask).isfinite().all()
+
+
+def test_layer_norm_of_float16_has_allennlps_epsilon():
+    plane = torch.tensor([[[0.01, -0.01]]])
+    found = [
+        ScalarMix(1, True).to(dtype)([plane.to(dtype)]).flatten().tolist()
+        for dtype in (torch.float16, torch.float)
+    ]
+    assert found[0] == pytest.approx([0.01 / (2 * 1e-4) ** 0.5, -0.01 / (2 * 1e-4) ** 0.5], rel=0.01)
+    assert found[1] == pytest.approx([1, -1])
+
+
 def test_several_mixes():
     planes, mask = layers()
     mix = mix_of(True, num_mixes=2)
