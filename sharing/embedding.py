@@ -28,7 +28,7 @@ from .embedding_formats import WRITERS, FileFormat
 
 Layers = Literal["all", "top", "average", "mix"]
 
-SHARD = 4096  # sentences a shard
+SHARD = 1024  # sentences a shard
 WORDS = 4096  # padded words a batch, at the most
 
 
@@ -153,13 +153,12 @@ def _embed_shards(partial, sentences, tokenizer, model, mix, layers, stateful_ba
                 arrays, new_states = _embed_batch(words, tokenizer, model, mix, layers, states)
                 states = new_states if stateful_batch else None
                 vectors |= {str(start + row): array for row, array in zip(rows, arrays, strict=True)}
-                bar.update(len(rows))
             if stateful_batch:
                 torch.save(states, carried)
             unfinished = shard.with_suffix(".unfinished")
             save_file(vectors, unfinished)
             os.replace(unfinished, shard)
-        bar.update(min(start + len(part), len(sentences)) - bar.n)
+        bar.update(len(part))
         shards.append(shard)
     bar.close()
     return shards

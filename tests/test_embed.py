@@ -190,6 +190,19 @@ def test_a_full_disk_leaves_nothing_that_looks_complete(checkpoint, text, tmp_pa
         assert len(file) == len(SENTENCES) + 1
 
 
+def test_it_is_quiet_where_progress_bars_are_off(checkpoint, text, tmp_path, capfd):
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        embed_file(str(checkpoint), text, tmp_path / "out")
+    finally:
+        logging.enable_progress_bar()
+    assert "Embedding" not in capfd.readouterr().err
+    embed_file(str(checkpoint), text, tmp_path / "again")
+    assert "Embedding" in capfd.readouterr().err
+
+
 def test_nothing_is_overwritten(checkpoint, text, tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(FileExistsError, match="exists. Choose another name"):
