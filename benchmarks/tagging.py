@@ -24,9 +24,10 @@ from heirloom.training.finetuning import finetune
 from heirloom.training.recipes import parse
 
 SYSTEMS = {
-    "no pre-training": ["--from_scratch"],
-    "biLM, frozen": ["--freeze_bilm"],
+    "no pre-training, trained": ["--from_scratch"],
     "biLM, fine-tuned": [],
+    "no pre-training, frozen": ["--from_scratch", "--freeze_bilm"],  # a linear head on random features
+    "biLM, frozen": ["--freeze_bilm"],
 }
 EPOCHS = {1.0: "2", 0.1: "10"}  # a tenth of the rows, five times as often
 
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("bilm")
     parser.add_argument("--train", required=True)
     parser.add_argument("--validation", required=True)
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -68,12 +70,12 @@ def main() -> None:
     files = ["--train_file", arguments.train, "--validation_file", arguments.validation]
     results, start = {}, time.time()
     for fraction in EPOCHS:
-        for system in SYSTEMS:
+        for system in arguments.systems:
             scores = []
             for seed in arguments.seeds:
                 scores.append(accuracy(arguments.bilm, files, system, fraction, seed))
                 print(
-                    f"{time.time() - start:6.0f} s  {fraction:4.0%}  {system:<18} seed {seed}  {scores[-1]:.4f}",
+                    f"{time.time() - start:6.0f} s  {fraction:4.0%}  {system:<25} seed {seed}  {scores[-1]:.4f}",
                     flush=True,
                 )
             results[f"{system}|{fraction}"] = scores
@@ -88,7 +90,7 @@ def main() -> None:
         + " |"
     )
     print("|---" * (1 + len(EPOCHS)) + "|")
-    for system in SYSTEMS:
+    for system in arguments.systems:
         cells = [results[f"{system}|{fraction}"] for fraction in EPOCHS]
         spread = [statistics.stdev(scores) if len(scores) > 1 else 0.0 for scores in cells]
         row = [

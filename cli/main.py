@@ -46,7 +46,6 @@ REST = {"allow_extra_args": True, "ignore_unknown_options": True}  # what follow
 app.command()(quickstart.quickstart)
 app.add_typer(convert.app, name="convert")
 app.command()(embed.embed)
-app.command()(embed.embed)
 app.command(context_settings=REST)(pretrain.pretrain)
 app.command(context_settings=REST)(finetune.finetune)
 app.command()(recipes.recipes)

@@ -3,13 +3,11 @@
 import time
 from pathlib import Path
 
-import datasets
 import torch
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from transformers import Trainer, TrainingArguments
-from transformers.utils import logging
 
 from ..tokenization.tokenization_elmo import ElmoTokenizer
 from ..training.data import sentences
@@ -19,6 +17,7 @@ from ..training.pretraining import make_tokenizer, train_bilm
 from ..training.python_docs import docstrings, is_held_out, language_reference, module_task, paragraphs
 from ..training.trainer import read_log
 from .cards import CardFacts, render_card, training_facts
+from .quiet import quiet_libraries
 
 MAX_WORDS = 32  # of a docstring that the classifier reads, and of a sentence that the biLM learns from
 SIZES = {
@@ -31,6 +30,7 @@ SIZES = {
 }
 
 
+@quiet_libraries()
 def quickstart(
     folder: Path, seed: int = 0, pretrain_epochs: float = 2, finetune_epochs: float = 4
 ) -> dict[str, float]:
@@ -50,9 +50,6 @@ def quickstart(
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty. Name another folder: heirloom quickstart runs/again")
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # new heads have no weights yet; that is the point of fine-tuning
     console, start = Console(highlight=False), time.time()
 
     names, train_pairs, held_out_pairs = module_task()
@@ -120,6 +117,7 @@ def _arguments(folder: Path, seed: int, epochs: float, **options) -> TrainingArg
         eval_strategy="epoch",
         save_strategy="no",
         report_to="none",
+        disable_tqdm=False,  # its default follows the verbosity, which is turned down here
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=seed,
         **options,

@@ -3,10 +3,8 @@
 import time
 from pathlib import Path
 
-import datasets
 from rich.console import Console
 from transformers import Trainer, TrainingArguments
-from transformers.utils import logging
 
 from ..training.arguments import DataArguments, FinetuneArguments, PretrainArguments
 from ..training.finetuning import finetune
@@ -14,6 +12,7 @@ from ..training.plots import plot_curves, plot_layer_weights
 from ..training.pretraining import pretrain
 from ..training.trainer import read_log
 from .cards import CardFacts, render_card, training_facts
+from .quiet import quiet_libraries
 
 MEASURES = {
     "eval_perplexity": "held-out perplexity (mean of both directions)",
@@ -74,10 +73,8 @@ def _run(
     resumed = training_arguments.resume_from_checkpoint is not None
     if folder.exists() and any(folder.iterdir()) and not resumed:
         raise FileExistsError(f"{folder} is not empty. Choose another --output_dir, or delete it.")
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # new heads have no weights yet; that is the point of fine-tuning
-    trainer = train(arguments, training_arguments)
+    with quiet_libraries():
+        trainer = train(arguments, training_arguments)
     seconds = time.time() - start
     scores = next(record for record in reversed(trainer.state.log_history) if "eval_loss" in record)
     pictures = _draw(folder, trainer)

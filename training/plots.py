@@ -59,6 +59,7 @@ def plot_comparison(curves: dict[str, Sequence[tuple[float, float]]], title: str
             *zip(*points, strict=True), color=colour, label=name, linewidth=1.6, marker="o", markersize=4
         )
     axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(ylabel)
     axes.legend(frameon=False)
     return figure
