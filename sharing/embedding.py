@@ -8,6 +8,7 @@ Letters: n words of a sentence, P projection (vectors have 2 P), L layers.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -76,6 +77,8 @@ def embed_file(
     with _named_errors(target):
         _prepare(partial, key)
         shards = _embed_shards(partial, sentences, tokenizer, model, mix, layers, stateful_batch)
+        if file_format.startswith("hdf5"):
+            _refuse_too_little_space(partial, shards, len(sentences))
         unfinished = partial / "output"
         WRITERS[file_format](unfinished, sentences, (load_file(shard) for shard in shards))
         os.replace(unfinished, target)
@@ -138,29 +141,28 @@ def _prepare(partial: Path, key: str) -> None:
 def _embed_shards(partial, sentences, tokenizer, model, mix, layers, stateful_batch) -> list[Path]:
     """Make the missing shards; returns all of them in order."""
     shards, states = [], None
-    bar = logging.tqdm(total=len(sentences), desc="Embedding", unit=" sentences")
-    for start in range(0, len(sentences), SHARD):
-        part = sentences[start : start + SHARD]
-        shard = partial / f"{start:012d}.safetensors"
-        carried = partial / f"{start:012d}.states"
-        if shard.is_file() and (not stateful_batch or carried.is_file()):
-            states = torch.load(carried, weights_only=True) if stateful_batch else None
-        else:
-            batches = _in_file_order(part, stateful_batch) if stateful_batch else _by_length(part)
-            vectors = {}
-            for rows in batches:
-                words = [part[row] for row in rows]
-                arrays, new_states = _embed_batch(words, tokenizer, model, mix, layers, states)
-                states = new_states if stateful_batch else None
-                vectors |= {str(start + row): array for row, array in zip(rows, arrays, strict=True)}
-            if stateful_batch:
-                torch.save(states, carried)
-            unfinished = shard.with_suffix(".unfinished")
-            save_file(vectors, unfinished)
-            os.replace(unfinished, shard)
-        bar.update(len(part))
-        shards.append(shard)
-    bar.close()
+    with logging.tqdm(total=len(sentences), desc="Embedding", unit=" sentences") as bar:
+        for start in range(0, len(sentences), SHARD):
+            part = sentences[start : start + SHARD]
+            shard = partial / f"{start:012d}.safetensors"
+            carried = partial / f"{start:012d}.states"
+            if shard.is_file() and (not stateful_batch or carried.is_file()):
+                states = torch.load(carried, weights_only=True) if stateful_batch else None
+            else:
+                batches = _in_file_order(part, stateful_batch) if stateful_batch else _by_length(part)
+                vectors = {}
+                for rows in batches:
+                    words = [part[row] for row in rows]
+                    arrays, new_states = _embed_batch(words, tokenizer, model, mix, layers, states)
+                    states = new_states if stateful_batch else None
+                    vectors |= {str(start + row): array for row, array in zip(rows, arrays, strict=True)}
+                if stateful_batch:
+                    torch.save(states, carried)
+                unfinished = shard.with_suffix(".unfinished")
+                save_file(vectors, unfinished)
+                os.replace(unfinished, shard)
+            bar.update(len(part))
+            shards.append(shard)
     return shards
 
 
@@ -206,6 +208,13 @@ def _fingerprint(model: ElmoModel) -> str:
     return digest.hexdigest()
 
 
+def _refuse_too_little_space(folder: Path, shards: list[Path], sentences: int) -> None:
+    """HDF5's library crashes the process at its end after a write that failed, so ask before."""
+    needed = sum(shard.stat().st_size for shard in shards) + 2048 * sentences + 2**20
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, f"No space left for {needed:,} bytes")
+
+
 @contextlib.contextmanager
 def _named_errors(target: Path):
     """Say which file could not be written, and that nothing is lost."""
@@ -213,7 +222,9 @@ def _named_errors(target: Path):
         yield
     except Exception as error:
         text = str(error)
-        full = getattr(error, "errno", None) == 28 or "No space left" in text or "errno = 28" in text
+        full = (
+            getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "errno = 28" in text
+        )
         if full:
             raise OSError(
                 f"the disk is full: {target} was not written. Free some space and run the same command again; "

@@ -3,6 +3,7 @@
 import errno
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -167,7 +168,7 @@ def test_states_are_carried_in_file_order(checkpoint, text, tmp_path, monkeypatc
     assert not np.allclose(found["0"], found["4"], atol=1e-4)
 
 
-@pytest.mark.parametrize("place", ["shard", "output"])
+@pytest.mark.parametrize("place", ["shard", "output", "before"])
 def test_a_full_disk_leaves_nothing_that_looks_complete(checkpoint, text, tmp_path, monkeypatch, place):
     real = embedding.save_file
 
@@ -176,8 +177,10 @@ def test_a_full_disk_leaves_nothing_that_looks_complete(checkpoint, text, tmp_pa
 
     if place == "shard":
         monkeypatch.setattr(embedding, "save_file", full)
-    else:
+    elif place == "output":
         monkeypatch.setitem(embedding.WRITERS, "hdf5", full)
+    else:
+        monkeypatch.setattr(embedding.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
     with pytest.raises(
         OSError, match="the disk is full: .* was not written. Free some space and run the same command"
     ):
