@@ -159,7 +159,7 @@ def _write_cards(
 ) -> None:
     data = (
         "CPython's language reference (`pydoc_data.topics`) and the docstrings of the standard library, as installed "
-        "with Python; every fifth docstring, by its hash, is held out of both pre-training and fine-tuning."
+        "with Python under its licence (PSF-2.0); every fifth docstring, by its hash, is held out of both pre-training and fine-tuning."
     )
     scores = {
         "held-out perplexity (mean of both directions)": f"{results['perplexity']:.1f}",
@@ -170,7 +170,7 @@ def _write_cards(
         "data": data,
         "results": scores,
         "training": training,
-        "license": "psf-2.0",
+        "license": "other",
         "tags": ["quickstart"],
     }
     bilm = CardFacts(
