@@ -19,7 +19,7 @@ from heirloom.training.arguments import FinetuneArguments, PretrainArguments
 from heirloom.training.data import column, most_frequent, read_table, sentences
 from heirloom.training.metrics import classification_scores, macro_f1
 from heirloom.training.recipes import parse, read_recipe, recipe_names
-from heirloom.training.trainer import PretrainingTrainer, read_log, run_callbacks
+from heirloom.training.trainer import JsonLinesLog, PretrainingTrainer, read_log
 
 TEXT = [
     "the",
@@ -91,7 +91,7 @@ def make_trainer(folder, batch: int, accumulate: int, **options) -> PretrainingT
         eval_dataset=rows(7),
         data_collator=LanguageModelingCollator(tokenizer),
     )
-    run_callbacks(trainer)
+    trainer.add_callback(JsonLinesLog())
     return trainer
 
 
@@ -331,6 +331,16 @@ def test_pretrain_then_finetune_leave_whole_run_folders(tmp_path):
                 PretrainArguments,
             )
         )
+
+    short = [*options, "--train_file", str(text), "--save_strategy", "steps", "--save_steps", "1"]
+    whole, parts = (tmp_path / name for name in ("whole", "parts"))
+    run_pretraining(*parse("elmo_english", [*short, "--output_dir", str(whole)], PretrainArguments))
+    resumed = [*short, "--output_dir", str(parts), "--resume_from_checkpoint", str(whole / "checkpoint-1")]
+    run_pretraining(*parse("elmo_english", resumed, PretrainArguments))
+    assert [record["step"] for record in read_log(parts) if "loss" in record] == [2]
+    weights = [AutoModel.from_pretrained(folder).state_dict() for folder in (whole, parts)]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-6)
 
     data = tmp_path / "data.jsonl"
     data.write_text(

@@ -12,7 +12,7 @@ from .arguments import FinetuneArguments
 from .checkpoints import open_checkpoint
 from .data import column, read_table, split_words
 from .metrics import classification_scores, most_likely
-from .trainer import run_callbacks
+from .trainer import train_evaluate_save
 
 MODELS = {
     "token-classification": ElmoForTokenClassification,
@@ -146,8 +146,5 @@ def train_task(
         compute_metrics=classification_scores(task.label_names),
         preprocess_logits_for_metrics=most_likely,
     )
-    run_callbacks(trainer)
-    trainer.train()
-    trainer.evaluate()
-    trainer.save_model()
+    train_evaluate_save(trainer)
     return trainer

@@ -13,7 +13,7 @@ from ..objectives.collators import LanguageModelingCollator
 from ..tokenization.tokenization_elmo import ElmoTokenizer
 from .arguments import PretrainArguments
 from .data import most_frequent, read_table, sentences
-from .trainer import PretrainingTrainer, run_callbacks
+from .trainer import PretrainingTrainer, train_evaluate_save
 
 logger = logging.get_logger(__name__)
 
@@ -116,8 +116,5 @@ def train_bilm(
         data_collator=LanguageModelingCollator(tokenizer),
         processing_class=tokenizer,
     )
-    run_callbacks(trainer)
-    trainer.train()
-    trainer.evaluate()
-    trainer.save_model()
+    train_evaluate_save(trainer)
     return trainer

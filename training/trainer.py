@@ -123,12 +123,20 @@ class LossBar(ProgressCallback):
                 self.training_bar.set_postfix(shown)
 
 
-def run_callbacks(trainer: Trainer) -> None:
-    """Give a Trainer the log file and the quiet bar."""
+def train_evaluate_save(trainer: Trainer) -> None:
+    """Train with the log file and the quiet bar, from `resume_from_checkpoint` if that is set; evaluate; save.
+
+    Args:
+        trainer: ready to train; the checkpoint lands in its `output_dir`.
+    """
     trainer.add_callback(JsonLinesLog())
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(LossBar())
+    resume = trainer.args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+    trainer.evaluate()
+    trainer.save_model()
 
 
 def read_log(folder: Path) -> list[dict]:
