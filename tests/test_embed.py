@@ -2,6 +2,7 @@
 
 import errno
 import json
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -264,3 +265,11 @@ def test_the_old_tools_files_are_reproduced(shared, tmp_path):
                     assert ours[key][0] == theirs[key][0]
                 else:
                     np.testing.assert_allclose(ours[key][()], theirs[key][()], rtol=0, atol=1e-5)
+
+
+def test_the_example_tells_characters_from_contexts(checkpoint, capsys):
+    path = Path(__file__).parents[1] / "examples" / "layers_of_a_word.py"
+    cosines = runpy.run_path(str(path))["main"](str(checkpoint))
+    assert cosines[0] == pytest.approx(1.0, abs=1e-6)
+    assert all(cosine < 0.9999 for cosine in cosines[1:])
+    assert "LSTM 2" in capsys.readouterr().out
