@@ -132,7 +132,11 @@ def load(checkpoint: str, layers: Layers = "all"):
 def _prepare(partial: Path, key: str) -> None:
     """Keep the shards of an interrupted run of the same work; forget those of another."""
     note = partial / "key"
-    if partial.exists() and (not note.is_file() or note.read_text() != key):
+    if partial.exists() and not note.is_file():
+        raise FileExistsError(
+            f"{partial} is in the way and no work of heirloom's. Move it, or choose another OUT."
+        )
+    if partial.exists() and note.read_text() != key:
         shutil.rmtree(partial)
     partial.mkdir(exist_ok=True)
     note.write_text(key)
@@ -148,6 +152,7 @@ def _embed_shards(partial, sentences, tokenizer, model, mix, layers, stateful_ba
             carried = partial / f"{start:012d}.states"
             if shard.is_file() and (not stateful_batch or carried.is_file()):
                 states = torch.load(carried, weights_only=True) if stateful_batch else None
+                bar.update(len(part))
             else:
                 batches = _in_file_order(part, stateful_batch) if stateful_batch else _by_length(part)
                 vectors = {}
@@ -156,12 +161,12 @@ def _embed_shards(partial, sentences, tokenizer, model, mix, layers, stateful_ba
                     arrays, new_states = _embed_batch(words, tokenizer, model, mix, layers, states)
                     states = new_states if stateful_batch else None
                     vectors |= {str(start + row): array for row, array in zip(rows, arrays, strict=True)}
+                    bar.update(len(rows))
                 if stateful_batch:
                     torch.save(states, carried)
                 unfinished = shard.with_suffix(".unfinished")
                 save_file(vectors, unfinished)
                 os.replace(unfinished, shard)
-            bar.update(len(part))
             shards.append(shard)
     return shards
 

@@ -155,6 +155,14 @@ def test_other_work_does_not_reuse_the_parts(checkpoint, text, tmp_path, monkeyp
     assert len(load_file(tmp_path / "out")) == len(SENTENCES)
 
 
+def test_a_folder_of_somebody_else_is_not_touched(checkpoint, text, tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "mine").write_text("mine")
+    with pytest.raises(FileExistsError, match="is in the way and no work of heirloom's. Move it"):
+        embed_file(str(checkpoint), text, tmp_path / "out")
+    assert (tmp_path / "out.partial" / "mine").read_text() == "mine"
+
+
 def test_states_are_carried_in_file_order(checkpoint, text, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding, "SHARD", 2)
     embed_file(str(checkpoint), text, tmp_path / "out", "top", "safetensors", stateful_batch=1)
