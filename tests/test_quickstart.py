@@ -30,23 +30,27 @@ def test_the_run_folder_is_whole(tmp_path, monkeypatch, capsys):
     names, train, held_out = python_docs.module_task()
     small = {name: [text for text, label in train if names[label] == name][:8] for name in names}
     monkeypatch.setattr(story, "language_reference", lambda: python_docs.language_reference()[:60])
-    monkeypatch.setattr(story, "docstrings", lambda: {**small, "held out": [held_out[0][0]]})
+    monkeypatch.setattr(
+        story, "docstrings", lambda: {**small, "held out": [text for text, _ in held_out[:20]]}
+    )
     monkeypatch.setattr(story, "module_task", lambda: (names, train[:60], held_out[:20]))
     seen = []
     real = story.train_bilm
     monkeypatch.setattr(
         story,
         "train_bilm",
-        lambda corpus, *rest, **sizes: seen.append(corpus) or real(corpus, *rest, **sizes),
+        lambda *tables, **sizes: seen.extend(tables[:2]) or real(*tables, **sizes),
     )
     folder = tmp_path / "run"
     results = story.quickstart(folder, pretrain_epochs=1, finetune_epochs=1)
     assert set(results) == {"from scratch", "from the biLM", "perplexity"}
 
-    words = " ".join(" ".join(row) for row in seen[0]["words"])
-    assert (
-        " ".join(story.ElmoTokenizer().tokenize(held_out[0][0])[:6]) not in words
-    )  # never seen in pre-training
+    sentences = {" ".join(row) for table in seen for row in table["words"]}
+    tokenize = story.ElmoTokenizer().tokenize
+    unseen = {" ".join(tokenize(python_docs.paragraphs(text)[0])[:32]) for text, _ in held_out[:20]}
+    known = {" ".join(tokenize(python_docs.paragraphs(text)[0])[:32]) for text in small[names[0]]}
+    assert known <= sentences
+    assert not unseen & sentences  # held-out docstrings are kept out of pre-training too
 
     found = {path.name for path in folder.iterdir()}
     assert found >= {
