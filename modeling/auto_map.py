@@ -11,6 +11,11 @@ AUTO_MAP: dict[str, dict[str, str]] = {
         "AutoModelForSequenceClassification": "modeling_elmo.ElmoForSequenceClassification",
         "AutoModelForTokenClassification": "modeling_elmo.ElmoForTokenClassification",
     },
+    "lstm-lm": {
+        "AutoConfig": "configuration_lstm_lm.LstmLMConfig",
+        "AutoModel": "modeling_lstm_lm.LstmLMModel",
+        "AutoModelForCausalLM": "modeling_lstm_lm.LstmLMForCausalLM",
+    },
 }
 
 AUTO_TOKENIZERS: dict[str, str] = {"elmo": "tokenization_elmo.ElmoTokenizer"}

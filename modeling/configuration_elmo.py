@@ -39,6 +39,11 @@ class ElmoConfig(PreTrainedConfig):
         forget_bias: added to the forget gate at run time. bilm-tf files leave out this 1; AllenNLP's and
             ELMoForManyLangs' weights already hold it (then 0).
         dropout: rate on the input of every LSTM layer and on the last output, in training (bilm-tf's recipe).
+        softmax: "full"; "sampled", which trains on samples and evaluates in full; or "adaptive" (Grave et al. 2017). The
+            last two need word ids in order of falling frequency.
+        num_sampled: words drawn for each batch and direction by the sampled softmax.
+        adaptive_cutoffs: where the adaptive softmax's clusters begin; None means 2,000, 10,000, 50,000 and 200,000.
+        tie_word_embeddings: the softmax's weights are the word table (word mode with `word_embedding_size` = P).
         bos_char_id: the single inner character of `<S>`.
         eos_char_id: the single inner character of `</S>`.
         bow_char_id: mark before each word's characters.
@@ -65,6 +70,7 @@ class ElmoConfig(PreTrainedConfig):
         "attention_mask",
         "forward_loss",
         "backward_loss",
+        "sampled_loss",
     ]
     _auto_class = "AutoConfig"
 
@@ -91,6 +97,11 @@ class ElmoConfig(PreTrainedConfig):
     forget_bias: float | int = 1.0
     dropout: float | int = 0.1
 
+    softmax: Literal["full", "sampled", "adaptive"] = "full"
+    num_sampled: int = 8192
+    adaptive_cutoffs: list | tuple | None = None
+    tie_word_embeddings: bool = False
+
     bos_char_id: int = 257
     eos_char_id: int = 258
     bow_char_id: int = 259
@@ -104,7 +115,6 @@ class ElmoConfig(PreTrainedConfig):
     mix_l2: float | int = 0.0
     pooling: Literal["mean", "max", "boundary"] = "mean"
     problem_type: str | None = None
-    tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
         known = [field.name for field in fields(self)]
@@ -164,6 +174,22 @@ class ElmoConfig(PreTrainedConfig):
         ):
             raise ValueError(
                 f"mix_layers must name layers 0..{self.num_hidden_layers}, found {self.mix_layers}."
+            )
+
+    def validate_softmax(self):
+        """Refuse a softmax that cannot be built or drawn from."""
+        words = self.vocab_size - 1  # id 0 is padding
+        if self.softmax == "sampled" and not 0 < self.num_sampled < words:
+            raise ValueError(
+                f"a sampled softmax needs num_sampled below the {words} words of the vocabulary, found "
+                f"{self.num_sampled}. Lower it, or use softmax='full'."
+            )
+        if not self.tie_word_embeddings:
+            return
+        if self.softmax == "adaptive" or self.word_embedding_size != self.projection_size:
+            raise ValueError(
+                f"tie_word_embeddings needs a word table as wide as projection_size ({self.projection_size}) and no "
+                f"adaptive softmax; found word_embedding_size {self.word_embedding_size}, softmax {self.softmax!r}."
             )
 
     def validate_inputs(self):

@@ -173,14 +173,20 @@ class ElmoLstm(nn.Module):
         self.backward_layers = nn.ModuleList(LstmpLayer(config) for _ in range(config.num_hidden_layers))
 
     def forward(
-        self, inputs: Tensor, lengths: Tensor, states: tuple[Tensor, Tensor] | None = None
+        self,
+        inputs: Tensor,
+        lengths: Tensor,
+        states: tuple[Tensor, Tensor] | None = None,
+        backward_inputs: Tensor | None = None,
     ) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
-        """Run both stacks over flat sentences.
+        """Run both stacks over flat sentences, or over two streams of text.
 
         Args:
             inputs: (N, P), the sentences' positions behind one another.
             lengths: (B,) positions of each sentence; 0 leaves that row's state as it was.
             states: h (L, R, 2 P) and c (L, R, 2 D) for rows 0..R-1; missing rows start from zero.
+            backward_inputs: (N, P), another text for the backward stack, which is in reverse order already; by default
+                that stack reads the sentences of `inputs` from their ends.
 
         Returns:
             Each layer's output (N, 2 P), and the states (L, max(R, B), ...) after each row's last position. The
@@ -188,16 +194,18 @@ class ElmoLstm(nn.Module):
         """
         h, c = self._rows(states, len(lengths))
         order, batch_sizes, indices = pack(lengths)
+        texts = inputs, inputs
+        if backward_inputs is not None:
+            texts, indices = (inputs, backward_inputs), (indices[0], indices[0])
+        stacks = self.forward_layers, self.backward_layers
         halves = []
-        for direction, (layers, index) in enumerate(
-            zip((self.forward_layers, self.backward_layers), indices, strict=True)
-        ):
+        for direction, (layers, text, index) in enumerate(zip(stacks, texts, indices, strict=True)):
             size, cells = h.shape[2] // 2, c.shape[2] // 2
             h_half = slice(direction * size, (direction + 1) * size)
             c_half = slice(direction * cells, (direction + 1) * cells)
             unpack = torch.empty_like(index)
             unpack[index] = torch.arange(len(index), device=index.device)
-            hidden, outputs = inputs.index_select(0, index), []
+            hidden, outputs = text.index_select(0, index), []
             for number, layer in enumerate(layers):
                 hidden = F.dropout(hidden, self.dropout, self.training)
                 state = h[number, order, h_half], c[number, order, c_half]

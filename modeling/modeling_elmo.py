@@ -16,15 +16,15 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from .auto_map import AUTO_MAP
-from .checks import check_ids, check_shape
 from .configuration_elmo import ElmoConfig
+from .inputs_elmo import check_labels, check_states, check_streams, word_mask
 from .layers_elmo import ElmoLstm, ElmoTokenEncoder, LstmpLayer
 from .losses import classification_loss, mean_of_all
 from .outputs_elmo import ElmoClassifierOutput, ElmoForPreTrainingOutput, ElmoModelOutput
 from .packing import around_sentences, inside_sentences, unflatten
 from .pooling import pool
 from .scalar_mix import ScalarMix
-from .softmax_loss import softmax_loss
+from .vocabulary_softmax import init_softmax, log_probabilities, make_softmax, target_loss
 
 
 class ElmoPreTrainedModel(PreTrainedModel):
@@ -105,8 +105,8 @@ class ElmoModel(ElmoPreTrainedModel):
         Raises:
             ValueError: missing, float, misshapen or out-of-range inputs, or states of another model.
         """
-        mask = self.word_mask(input_ids, char_ids, attention_mask, inputs_embeds)
-        self._check_states(states)
+        mask = word_mask(self.config, input_ids, char_ids, attention_mask, inputs_embeds)
+        check_states(self.config, states)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         lengths = mask.sum(1)  # (B,)
@@ -142,122 +142,61 @@ class ElmoModel(ElmoPreTrainedModel):
         chars[:, 1] = torch.tensor([config.bos_char_id, config.eos_char_id], device=device)
         return self.token_encoder(ids, chars)
 
-    def word_mask(
-        self,
-        input_ids: Tensor | None,
-        char_ids: Tensor | None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> Tensor:
-        """Check a batch's inputs and say where its words are.
+    def read_streams(
+        self, forward: tuple, backward: tuple, states: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Read two streams of text, the second in reverse order already; nothing is added to them.
 
         Args:
-            input_ids: as in `forward`.
-            char_ids: as in `forward`.
-            attention_mask: as in `forward`.
-            inputs_embeds: as in `forward`.
+            forward: `input_ids` (B, T) and `char_ids` (B, T, C), each a tensor or None.
+            backward: the same of the backward stream.
+            states: as in `forward`.
 
         Returns:
-            (B, T) bool.
-
-        Raises:
-            ValueError: what was expected, what came, and what to do.
+            Top layer (B, T, 2 P) and the states. The second half at step t has read the backward stream up to t.
         """
-        config, encoder = self.config, self.token_encoder
-        if inputs_embeds is not None:
-            check_shape(
-                "inputs_embeds",
-                inputs_embeds,
-                (None, None, config.projection_size),
-                "(B, T, P) token vectors",
-            )
-            if attention_mask is None:
-                raise ValueError(
-                    "inputs_embeds need an attention_mask (B, T): vectors do not tell words from padding."
-                )
-            mask = None
-        if inputs_embeds is None and encoder.word_embeddings is not None:
-            if input_ids is None:
-                raise ValueError(
-                    "this model reads whole words: pass input_ids (B, T), as ElmoTokenizer makes them."
-                )
-            check_ids("input_ids", input_ids, (None, None), "(B, T) word ids", config.vocab_size)
-            mask = input_ids != config.pad_token_id
-        if inputs_embeds is None and encoder.char_embeddings is not None:
-            if char_ids is None:
-                raise ValueError(
-                    "this model reads characters: pass char_ids (B, T, C), as ElmoTokenizer makes them."
-                )
-            chars = config.max_characters_per_token
-            check_ids(
-                "char_ids", char_ids, (None, None, chars), "(B, T, C) character ids", config.char_vocab_size
-            )
-            mask = (char_ids > 0).any(2)
-        given = {"input_ids": input_ids, "char_ids": char_ids, "attention_mask": attention_mask}
-        given |= {"inputs_embeds": inputs_embeds}
-        shapes = {name: tuple(tensor.shape[:2]) for name, tensor in given.items() if tensor is not None}
-        if len(set(shapes.values())) > 1 or (attention_mask is not None and attention_mask.dim() != 2):
-            raise ValueError(
-                f"inputs must agree in (B, T), and attention_mask be (B, T) of 0 and 1; found {shapes}. Pass the "
-                "tokenizer's whole output."
-            )
-        if attention_mask is None:
-            return mask
-        attention_mask = attention_mask.bool()
-        if mask is not None and bool((attention_mask & ~mask).any()):
-            raise ValueError(
-                f"attention_mask marks {int((attention_mask & ~mask).sum())} position(s) as words whose ids are all "
-                "padding. Let the tokenizer make both, or leave attention_mask out."
-            )
-        return attention_mask
-
-    def _check_states(self, states) -> None:
-        if states is None:
-            return
-        config = self.config
-        shapes = [tuple(state.shape) for state in states]
-        layers, p, d = config.num_hidden_layers, 2 * config.projection_size, 2 * config.cell_size
-        if (
-            len(states) != 2
-            or any(
-                len(shape) != 3 or (shape[0], shape[2]) != (layers, size)
-                for shape, size in zip(shapes, (p, d), strict=True)
-            )
-            or shapes[0][1] != shapes[1][1]
-        ):
-            raise ValueError(
-                f"states must be (h, c) of shapes ({layers}, R, {p}) and ({layers}, R, {d}), found {shapes}. Pass the "
-                "`states` that this model returned."
-            )
+        pairs = zip(forward, backward, strict=True)
+        ids = [None if one is None or other is None else torch.stack([one, other]) for one, other in pairs]
+        batch, steps = next(both.shape[1:3] for both in ids if both is not None)
+        flat = [None if both is None else both.flatten(0, 2) for both in ids]
+        words = self.token_encoder(*flat)  # (2 B T, P): words that both streams hold are encoded once
+        lengths = torch.full((batch,), steps, device=words.device)
+        layers, states = self.lstm(words[: batch * steps], lengths, states, words[batch * steps :])
+        return layers[-1].unflatten(0, (batch, steps)), states
 
 
 class ElmoForPreTraining(ElmoPreTrainedModel):
-    """The biLM with its softmax: predicts each next and each previous word of a sentence."""
+    """The biLM with its softmax: predicts each next and each previous word, in sentences or in endless streams."""
 
     _auto_class = "AutoModelForPreTraining"
+    _tied_weights_keys = {"softmax.weight": "elmo.token_encoder.word_embeddings.weight"}  # noqa: RUF012
     accepts_loss_kwargs = True
 
     def __init__(self, config: ElmoConfig):
         super().__init__(config)
         self.elmo = ElmoModel(config)
-        self.softmax = nn.Linear(config.projection_size, config.vocab_size)  # row 0, padding, is never used
+        # Id 0, padding, is no word: row 0 of a linear layer is never used, an adaptive one has none for it.
+        classes = config.vocab_size - (1 if config.softmax == "adaptive" else 0)
+        self.softmax = make_softmax(config.projection_size, classes, config.softmax, config.adaptive_cutoffs)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module):
-        if module is self.softmax:
-            init.normal_(module.weight, std=self.config.projection_size**-0.5)
-            init.zeros_(module.bias)
+        if isinstance(module, nn.Linear) and any(module is part for part in self.softmax.modules()):
+            init_softmax(module, init)
         else:
             super()._init_weights(module)
 
-    def get_output_embeddings(self) -> nn.Linear:
-        """The softmax that both directions share."""
-        return self.softmax
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The softmax that both directions share; None where it is adaptive, whose rows are no words."""
+        return self.softmax if isinstance(self.softmax, nn.Linear) else None
 
     @staticmethod
-    def count_targets(labels: Tensor) -> Tensor:
-        """Targets of one direction in a batch, for exact means: labelled words and one sentence mark a row."""
+    def count_targets(batch: dict) -> Tensor:
+        """Targets of one direction in a batch, for exact means: a sentence's words and one mark, or a stream's labels."""
+        labels = batch["labels"]
+        if "backward_labels" in batch:
+            return (labels != -100).sum()
         return (labels > 0).sum() + len(labels)
 
     @can_return_tuple
@@ -270,27 +209,43 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         states: tuple[Tensor, Tensor] | None = None,
         output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        backward_input_ids: Tensor | None = None,
+        backward_char_ids: Tensor | None = None,
+        backward_labels: Tensor | None = None,
     ) -> ElmoForPreTrainingOutput:
-        """Language-model losses over sentences, with the full softmax.
+        """Language-model losses over sentences, or over streams where `backward_...` inputs are given.
+
+        Sentences get their marks and their backward direction here. Streams (bilm-tf's training) are two texts of their
+        own, cut anywhere, marks included, with the target of each position given.
 
         Args:
-            input_ids: as in `ElmoModel`.
+            input_ids: as in `ElmoModel`; of streams, (B, T) with B lanes.
             char_ids: as in `ElmoModel`.
-            attention_mask: as in `ElmoModel`.
-            labels: (B, T) word ids; -100 is not predicted, padding is ignored. The backward direction is made here.
+            attention_mask: as in `ElmoModel`; not for streams.
+            labels: (B, T) word ids; -100 is not predicted, padding is ignored. Of a sentence, its own words; of a
+                stream, the word that follows each position.
             states: as in `ElmoModel`.
-            output_hidden_states: as in `ElmoModel`.
+            output_hidden_states: as in `ElmoModel`; not for streams.
             num_items_in_batch: targets of all accumulated batches (`count_targets`); None means this batch only.
+            backward_input_ids: (B, T) word ids of the backward stream, in reverse order.
+            backward_char_ids: (B, T, C) character ids of it.
+            backward_labels: (B, T) the word that comes before each of its positions in the text.
 
         Returns:
-            `ElmoForPreTrainingOutput`: with labels the losses, without labels the logits.
+            `ElmoForPreTrainingOutput`: with labels the losses, without labels the logits. In training the loss is that
+            of `config.softmax`, in evaluation it always covers the whole vocabulary.
 
         Raises:
             ValueError: bad inputs as in `ElmoModel`, or labels that are no words of the vocabulary.
         """
-        mask = self.elmo.word_mask(input_ids, char_ids, attention_mask)
+        check_states(self.config, states)
+        if any(given is not None for given in (backward_input_ids, backward_char_ids, backward_labels)):
+            streams = (input_ids, char_ids), (backward_input_ids, backward_char_ids)
+            check_streams(self.config, *streams, attention_mask)
+            return self._read_streams(*streams, labels, backward_labels, states, num_items_in_batch)
+        mask = word_mask(self.config, input_ids, char_ids, attention_mask)
         if labels is not None:
-            self._check_labels(labels, mask)
+            check_labels(self.config, "labels", labels, mask)
         outputs = self.elmo(
             input_ids, char_ids, mask, states, output_hidden_states=output_hidden_states, keep_boundaries=True
         )
@@ -305,45 +260,54 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
             inner = inside_sentences(lengths) - torch.arange(
                 len(lengths), device=mask.device
             ).repeat_interleave(lengths)
-            logits = [
-                self._logits(side.index_select(0, index), mask)
-                for side, index in ((left, inner - 1), (right, inner))
-            ]
+            sides = (left, inner - 1), (right, inner)
+            logits = [unflatten(self._logits(side.index_select(0, index)), mask) for side, index in sides]
             return ElmoForPreTrainingOutput(forward_logits=logits[0], backward_logits=logits[1], **parts)
         marks = labels.new_tensor([self.config.bos_token_id, self.config.eos_token_id])
         words = torch.cat([labels[mask], marks]).index_select(0, around_sentences(lengths))  # (N + 2 B,)
-        forward_loss = self._loss(left, words[1:][follows], num_items_in_batch)
-        backward_loss = self._loss(right, words[:-1][follows], num_items_in_batch)
-        return ElmoForPreTrainingOutput(
-            loss=(forward_loss + backward_loss) / 2,
-            forward_loss=forward_loss,
-            backward_loss=backward_loss,
-            **parts,
-        )
+        targets = words[1:][follows], words[:-1][follows]
+        return ElmoForPreTrainingOutput(**self._losses((left, right), targets, num_items_in_batch), **parts)
 
-    def _loss(self, hidden: Tensor, targets: Tensor, num_items_in_batch) -> Tensor:
-        known = targets != -100
-        if not known.all():
-            hidden, targets = hidden[known], targets[known]
-        total = softmax_loss(hidden, self.softmax.weight[1:], self.softmax.bias[1:], targets - 1)
-        return mean_of_all(total, known.sum(), num_items_in_batch)
-
-    def _logits(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        logits = self.softmax(hidden)  # (N, V)
-        logits[:, 0] = float("-inf")
-        return unflatten(logits, mask)
-
-    def _check_labels(self, labels: Tensor, mask: Tensor) -> None:
-        if labels.shape != mask.shape or labels.is_floating_point():
-            raise ValueError(
-                f"labels must be (B, T) = {tuple(mask.shape)} word ids, found {tuple(labels.shape)} of {labels.dtype}."
+    def _read_streams(self, forward, backward, labels, backward_labels, states, num_items_in_batch):
+        hidden, states = self.elmo.read_streams(forward, backward, states)
+        hidden = F.dropout(hidden, self.config.dropout, self.training)
+        sides = hidden.chunk(2, -1)  # (B, T, P) each
+        if labels is None and backward_labels is None:
+            logits = [self._logits(side.flatten(0, 1)).view(*side.shape[:2], -1) for side in sides]
+            return ElmoForPreTrainingOutput(
+                forward_logits=logits[0], backward_logits=logits[1], states=states
             )
-        words = labels[mask & (labels != -100)]
-        if len(words) and not (words.min() > 0 and words.max() < self.config.vocab_size):
-            raise ValueError(
-                f"labels must be word ids in 1..{self.config.vocab_size - 1} or -100, found {int(words.min())}.."
-                f"{int(words.max())}. Use the tokenizer that this model was made with."
+        if labels is None or backward_labels is None:
+            raise ValueError("streams need both labels and backward_labels, found only one of them.")
+        everywhere = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        check_labels(self.config, "labels", labels, everywhere)
+        check_labels(self.config, "backward_labels", backward_labels, everywhere)
+        sides = [side.flatten(0, 1) for side in sides]
+        targets = labels.flatten(), backward_labels.flatten()
+        return ElmoForPreTrainingOutput(**self._losses(sides, targets, num_items_in_batch), states=states)
+
+    def _losses(self, sides, targets, num_items_in_batch) -> dict[str, Tensor]:
+        """The named losses of both directions from (N, P) outputs and (N,) targets each."""
+        losses, sampled = [], self.training and self.config.softmax == "sampled"
+        for hidden, words in zip(sides, targets, strict=True):
+            known = words != -100
+            if not known.all():
+                hidden, words = hidden[known], words[known]
+            total = target_loss(
+                self.softmax, hidden, words, self.config.num_sampled if sampled else 0, skip=1
             )
+            losses.append(mean_of_all(total, known.sum(), num_items_in_batch))
+        loss = (losses[0] + losses[1]) / 2
+        parts = {"loss": loss, "forward_loss": losses[0], "backward_loss": losses[1]}
+        return parts | ({"sampled_loss": loss} if sampled else {})
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(N, V) from (N, P), -inf at padding."""
+        if not isinstance(self.softmax, nn.Linear):
+            return log_probabilities(self.softmax, hidden, skip=1)
+        logits = self.softmax(hidden)
+        logits[:, 0] = -torch.inf
+        return logits
 
 
 class ElmoTaskModel(ElmoPreTrainedModel):
@@ -372,7 +336,7 @@ class ElmoTaskModel(ElmoPreTrainedModel):
 
     def _mixed(self, input_ids, char_ids, attention_mask, states) -> tuple[Tensor, Tensor, ElmoModelOutput]:
         """Mixed and dropped vectors (B, T, 2 P), zero at padding; the words' mask (B, T); the biLM's output."""
-        mask = self.elmo.word_mask(input_ids, char_ids, attention_mask)
+        mask = word_mask(self.config, input_ids, char_ids, attention_mask)
         keep_boundaries = self.config.mix_layer_norm == "allennlp"
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_bilm):
             outputs = self.elmo(

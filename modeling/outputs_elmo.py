@@ -31,8 +31,10 @@ class ElmoForPreTrainingOutput(ModelOutput):
         loss: mean of the two parts, in nats a target.
         forward_loss: of each next word, `</S>` at last.
         backward_loss: of each previous word, `<S>` at last.
-        forward_logits: (B, T, vocab_size) of the word *at* each position from its left; only without labels.
-        backward_logits: the same from its right.
+        sampled_loss: the same as `loss` where that comes from the sampled softmax, which is no perplexity; else None.
+        forward_logits: (B, T, vocab_size) of the word *at* each position from its left; only without labels. For
+            streams, of the word that follows each position. An adaptive softmax gives log probabilities.
+        backward_logits: the same from its right, or of the backward stream.
         hidden_states: as in `ElmoModelOutput`.
         states: as in `ElmoModelOutput`.
     """
@@ -40,6 +42,7 @@ class ElmoForPreTrainingOutput(ModelOutput):
     loss: Tensor | None = None
     forward_loss: Tensor | None = None
     backward_loss: Tensor | None = None
+    sampled_loss: Tensor | None = None
     forward_logits: Tensor | None = None
     backward_logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None

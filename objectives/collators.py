@@ -31,6 +31,33 @@ class LanguageModelingCollator:
 
 
 @dataclass
+class TokenSentenceCollator:
+    """Sentences of token ids for a causal language model: `<eos> w1 .. wn <eos>` in each row.
+
+    Args:
+        tokenizer: says which ids begin and end a sentence, and which one fills up.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __call__(self, rows: Sequence[dict]) -> dict[str, Tensor]:
+        """Collate rows with a column `words` of ids into `input_ids`, `attention_mask` and `labels`, each (B, T)."""
+        tokenizer = self.tokenizer
+        begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        sentences = [[begin, *row["words"], tokenizer.eos_token_id] for row in rows]
+        width = max(map(len, sentences))
+        lengths = torch.tensor([len(sentence) for sentence in sentences])
+        mask = torch.arange(width) < lengths[:, None]  # (B, T)
+        input_ids = torch.full(mask.shape, tokenizer.pad_token_id or 0)
+        input_ids[mask] = torch.tensor([token for sentence in sentences for token in sentence])
+        return {
+            "input_ids": input_ids,
+            "attention_mask": mask.long(),
+            "labels": input_ids.masked_fill(~mask, IGNORED),
+        }
+
+
+@dataclass
 class ClassificationCollator:
     """Sentences with a label each, or with a label for each word.
 

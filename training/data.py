@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset, load_dataset
@@ -127,17 +128,50 @@ def split_words(
     return row.split() if tokenized else tokenizer.tokenize(row)
 
 
+@dataclass
+class WordSplitter:
+    """Rows of text to lists of words; a class, so that workers can take it along.
+
+    Args:
+        tokenizer: splits raw text.
+        tokenized: words are separated by spaces already.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    tokenized: bool = False
+
+    def __call__(self, rows: Sequence[str | Sequence[str]]) -> list[list[str]]:
+        """Split each row."""
+        return [split_words(row, self.tokenizer, self.tokenized) for row in rows]
+
+
+@dataclass
+class TokenEncoder:
+    """Rows of text to lists of token ids, without special tokens.
+
+    Args:
+        tokenizer: a fast tokenizer.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __call__(self, rows: Sequence[str | Sequence[str]]) -> list[list[int]]:
+        """Encode all rows at once; lists of words are joined by spaces."""
+        texts = [row if isinstance(row, str) else " ".join(row) for row in rows]
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+
+
 def most_frequent(words: Iterable[str], vocab_size: int, min_count: int = 1) -> list[str]:
     """The most frequent words, by falling count and then by the alphabet, so that equal texts give equal vocabularies.
 
     Args:
-        words: running text.
+        words: running text, or counts of it.
         vocab_size: how many at the most.
         min_count: leave out rarer words.
 
     Returns:
         Distinct words.
     """
-    counts = Counter(words)
+    counts = words if isinstance(words, Counter) else Counter(words)
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
     return [word for word in ranked[:vocab_size] if counts[word] >= min_count]

@@ -1,0 +1,98 @@
+"""Sampled softmax: each position is told apart from one shared draw of classes instead of the whole vocabulary.
+
+Jean et al. 2015 with the sampler of bilm-tf (TensorFlow's log-uniform sampler), for vocabularies in order of falling
+frequency. The loss is a training signal and no perplexity: with the same weights its exp is far below the full softmax's.
+
+Letters: N positions, P features, V classes, S sampled classes, T draws that it took to find S distinct ones.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def draw_log_uniform(classes: int, count: int) -> tuple[Tensor, int]:
+    """Draw distinct classes, frequent ones more often: P(k) = ln((k + 2) / (k + 1)) / ln(V + 1).
+
+    The draw comes from torch's generator on the CPU, whatever the device of the model, so that a run resumes exactly.
+
+    Args:
+        classes: V.
+        count: S.
+
+    Returns:
+        (S,) classes in the order of their first draw, and T.
+
+    Raises:
+        ValueError: S is not below V.
+    """
+    if not 0 < count < classes:
+        raise ValueError(
+            f"a sampled softmax needs fewer samples than classes, found {count} samples of {classes} classes. Lower "
+            "num_sampled, or use the full softmax."
+        )
+    drawn = torch.empty(0, dtype=torch.long, device="cpu")
+    while True:
+        uniform = torch.rand(2 * count + len(drawn), dtype=torch.float64, device="cpu")
+        more = (uniform * math.log(classes + 1)).exp().long() - 1
+        drawn = torch.cat([drawn, more % classes])
+        values, inverse = drawn.unique(return_inverse=True)
+        if len(values) >= count:
+            first = torch.full_like(values, len(drawn))
+            first.scatter_reduce_(0, inverse, torch.arange(len(drawn), device="cpu"), "amin")
+            first = first.sort().values[:count]
+            return drawn[first], int(first[-1]) + 1
+
+
+def expected_counts(ids: Tensor, classes: int, count: int, draws: int) -> Tensor:
+    """How often classes are expected among the samples: Q(k) = 1 - (1 - P(k))^T, and S P(k) where T = S.
+
+    Args:
+        ids: classes of any shape.
+        classes: V.
+        count: S.
+        draws: T.
+
+    Returns:
+        Q in float64, of the shape of `ids`; without rejected draws (T = S) it may exceed 1.
+    """
+    ids = ids.double()
+    chance = ((ids + 2) / (ids + 1)).log() / math.log(classes + 1)
+    return count * chance if draws == count else -torch.expm1(draws * torch.log1p(-chance))
+
+
+def sampled_softmax_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, sampled: Tensor, draws: int
+) -> Tensor:
+    """Summed cross-entropy of each target against the sampled classes, all logits less ln Q.
+
+    Samples that happen to be a position's target are left out for it.
+
+    Args:
+        hidden: (N, P).
+        weight: (V, P).
+        bias: (V,).
+        targets: (N,) classes.
+        sampled: (S,) distinct classes, as `draw_log_uniform` gives them.
+        draws: T, of the same draw.
+
+    Returns:
+        () sum over positions, in float32 at least.
+    """
+    sampled = sampled.to(targets.device)
+    kind = torch.promote_types(hidden.dtype, torch.float32)
+    with torch.autocast(hidden.device.type, enabled=False):
+        ids = torch.cat([targets, sampled])
+        rows, biases = weight.index_select(0, ids).to(kind), bias.index_select(0, ids).to(kind)
+        biases = biases - expected_counts(ids, len(weight), len(sampled), draws).log().to(kind)
+        hidden, known = hidden.to(kind), len(targets)
+        true_logits = (hidden * rows[:known]).sum(1) + biases[:known]  # (N,)
+        logits = torch.addmm(biases[known:], hidden, rows[known:].t())  # (N, S)
+        logits = logits.masked_fill(targets[:, None] == sampled, -torch.inf)
+        logits = torch.cat([true_logits[:, None], logits], 1)
+        return F.cross_entropy(logits, torch.zeros_like(targets), reduction="sum")
+
+
+__all__ = ["draw_log_uniform", "expected_counts", "sampled_softmax_loss"]
