@@ -26,6 +26,8 @@ _LAZY = {
 _LAZY |= {
     "ScalarMix": ("modeling", "scalar_mix.ScalarMix"),
     "lstmp": ("modeling", "lstmp.lstmp"),
+    "lexical_substitutes": ("sharing", "scoring.lexical_substitutes"),
+    "score_sentences": ("sharing", "scoring.score_sentences"),
 }
 __all__ = ["__version__", *_LAZY]
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from . import convert, embed, env, finetune, pretrain, quickstart, recipes
+from . import convert, embed, env, finetune, pretrain, quickstart, recipes, score, train_tokenizer
 
 KNOWN_ERRORS = (ValueError, OSError, ImportError)
 KNOWN_MODULES = ("huggingface_hub", "safetensors")
@@ -46,6 +46,8 @@ REST = {"allow_extra_args": True, "ignore_unknown_options": True}  # what follow
 app.command()(quickstart.quickstart)
 app.add_typer(convert.app, name="convert")
 app.command()(embed.embed)
+app.command()(score.score)
+app.command()(train_tokenizer.train_tokenizer)
 app.command(context_settings=REST)(pretrain.pretrain)
 app.command(context_settings=REST)(finetune.finetune)
 app.command()(recipes.recipes)

@@ -25,29 +25,83 @@ class DataArguments:
 
 @dataclass
 class PretrainArguments(DataArguments):
-    """A biLM from raw text."""
+    """A language model from raw text: an ELMo biLM or an LSTM LM."""
 
+    model_type: Literal["elmo", "lstm-lm"] = field(
+        default="elmo", metadata={"help": "A biLM over characters, or an LSTM LM over a tokenizer's tokens."}
+    )
+    model: str = field(
+        default="",
+        metadata={"help": "Checkpoint (folder or Hub name) to go on from, instead of new weights."},
+    )
+    batching: Literal["sentences", "stream"] = field(
+        default="sentences",
+        metadata={"help": "Padded sentences, or lanes of running text with the state carried on (bilm-tf)."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read sentences bit by bit: text larger than memory. Streams always do."},
+    )
+    unroll_steps: int = field(
+        default=20, metadata={"help": "Positions of a stream's batch (truncated BPTT)."}
+    )
+    shuffle_buffer: int = field(
+        default=100_000,
+        metadata={"help": "Rows shuffled at once when text is read bit by bit; 0 keeps its order."},
+    )
+    keep_blank: bool = field(default=False, metadata={"help": "Blank lines are sentences without words."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations without a better held-out loss."}
+    )
+
+    vocab_file: str | None = field(
+        default=None,
+        metadata={"help": "elmo: words, one a line, in order of frequency; or counted from the text."},
+    )
     vocab_size: int = field(
-        default=10_000, metadata={"help": "Words that the softmax can predict, at the most."}
+        default=10_000, metadata={"help": "elmo: words that the softmax can predict, at the most."}
     )
     min_count: int = field(
-        default=2, metadata={"help": "Rarer words are <UNK> as targets; as inputs they are spelled out."}
+        default=2,
+        metadata={"help": "elmo: rarer words are <UNK> as targets; as inputs they are spelled out."},
     )
-    max_characters_per_token: int = field(
-        default=50, metadata={"help": "Characters read of a word, two marks included."}
+    tokenizer: str = field(
+        default="",
+        metadata={"help": "lstm-lm: folder or Hub name of a fast tokenizer (`heirloom train-tokenizer`)."},
     )
-    char_embedding_size: int = field(default=16, metadata={"help": "Size of a character's vector."})
-    char_filters: str = field(
-        default="[[1, 16], [2, 16], [3, 32], [4, 64], [5, 64]]",
-        metadata={"help": "[width, count] pairs, as JSON."},
+
+    softmax: Literal["full", "sampled", "adaptive"] = field(
+        default="full", metadata={"help": "The training loss; evaluation always covers the whole vocabulary."}
     )
-    num_highway_layers: int = field(default=1, metadata={"help": "Highway layers over the convolutions."})
-    projection_size: int = field(
-        default=128, metadata={"help": "Size of one direction; vectors have twice that."}
+    num_sampled: int = field(default=8192, metadata={"help": "Words drawn by the sampled softmax."})
+    tie_word_embeddings: bool = field(default=False, metadata={"help": "Softmax weights = word table."})
+    projection_size: int | None = field(
+        default=128, metadata={"help": "Outputs of one direction; lstm-lm: 0 means no projection."}
     )
     cell_size: int = field(default=512, metadata={"help": "LSTM cells of one layer and direction."})
     num_hidden_layers: int = field(default=2, metadata={"help": "LSTM layers of each direction."})
     dropout: float = field(default=0.1, metadata={"help": "On the input of every layer and on the output."})
+    embedding_size: int = field(default=128, metadata={"help": "lstm-lm: size of a token's vector."})
+    word_embedding_size: int = field(
+        default=0,
+        metadata={
+            "help": "elmo: size of a word table beside the characters (word mode: P and no characters)."
+        },
+    )
+    max_characters_per_token: int = field(
+        default=50, metadata={"help": "elmo: characters read of a word, two marks included."}
+    )
+    char_embedding_size: int = field(
+        default=16,
+        metadata={"help": "elmo: size of a character's vector; 0 reads no characters (word mode)."},
+    )
+    char_filters: str = field(
+        default="[[1, 16], [2, 16], [3, 32], [4, 64], [5, 64]]",
+        metadata={"help": "elmo: [width, count] pairs, as JSON."},
+    )
+    num_highway_layers: int = field(
+        default=1, metadata={"help": "elmo: highway layers over the convolutions."}
+    )
 
 
 @dataclass
