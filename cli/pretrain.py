@@ -1,4 +1,4 @@
-"""`heirloom pretrain`: a biLM from raw text."""
+"""`heirloom pretrain`: a language model from raw text."""
 
 from typing import Annotated
 
@@ -9,16 +9,18 @@ def pretrain(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe's name (see `heirloom recipes`) or a YAML file.")],
 ) -> None:
-    """Pre-train an ELMo biLM on your text.
+    """Pre-train a language model on your text: an ELMo biLM or an LSTM LM.
 
-    A recipe comes first, then any option of it or of Trainer:
+    A recipe comes first, then any option of it or of Trainer. Files may be patterns, folders or a data set of the Hub.
 
     \b
-    data     --train_file F ... --validation_file F --text_column C --tokenized
-    model    --vocab_size --projection_size --cell_size --num_hidden_layers ...
-    Trainer  --output_dir D --num_train_epochs N --learning_rate X --seed N ...
+    data     --train_file F ... --validation_file F --batching sentences|stream
+    model    --model_type elmo|lstm-lm --softmax full|sampled|adaptive --cell_size ...
+             --model CHECKPOINT goes on from there
+    Trainer  --output_dir D --num_train_epochs N --learning_rate X --seed N
+             --resume_from_checkpoint true
 
-    Example: heirloom pretrain elmo_english --train_file corpus.txt --output_dir runs/bilm
+    Example: heirloom pretrain elmo-small --train_file corpus.txt --output_dir runs/bilm
     """
     from ..training.arguments import PretrainArguments
     from ..training.recipes import parse

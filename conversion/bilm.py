@@ -178,6 +178,7 @@ def read_bilm(
         rows = len(words)
     if rows is not None:
         fields["vocab_size"] = rows + 1
+    fields["tie_word_embeddings"] = shared
     projected = "CNN_proj/W_proj" in source or "CNN_proj/b_proj" in source
     if settings.has_characters and projected:
         filters = sum(count for _, count in fields["char_filters"])
@@ -190,6 +191,7 @@ def read_bilm(
         world.add(softmax_source, softmax_rules(config, tied=shared))
     model = world.build(ElmoForPreTraining if has_softmax else ElmoModel, config)
     if shared:
+        model.tie_weights()
         world.notes.append(
             f"{source.path.name}: no softmax/W; embedding is used for it (share_embedding_softmax)"
         )
@@ -221,14 +223,16 @@ def write_bilm(model, folder, vocab=None) -> list[str]:
         words, label = read_vocabulary(vocab)
         check_size(words, label, config.vocab_size - 1, "the model (vocab_size - 1)")
     state, notes = bilm_state(model)
-    files = {"weights.hdf5": bilm_rules(config)}
+    options, files = write_options(config), {"weights.hdf5": bilm_rules(config)}
     if "softmax.weight" in state:
-        files["softmax.hdf5"] = softmax_rules(config)
+        files["softmax.hdf5"] = softmax_rules(config, tied=config.tie_word_embeddings)
+        if config.tie_word_embeddings:
+            options["share_embedding_softmax"] = True
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("options.json", *files, *(["vocab.txt"] if words else [])):
         if (folder / name).exists():
             raise FileExistsError(f"{folder / name} is there already. Choose another folder or delete it.")
-    (folder / "options.json").write_text(json.dumps(write_options(config), indent=2) + "\n", encoding="utf-8")
+    (folder / "options.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
     for name, rules in files.items():
         with h5py.File(folder / name, "x") as file:
             for rule in rules:
@@ -269,6 +273,8 @@ def bilm_state(model: "ElmoPreTrainedModel") -> tuple[dict[str, np.ndarray], lis
         notes.append("the model's float64 numbers were rounded to float32")
     if heads := sorted({name.split(".")[0] for name in state} - {"token_encoder", "lstm", "softmax"}):
         notes.append(f"bilm-tf's format has no place for the task head; not written: {heads}")
+    if "softmax.head.weight" in state:
+        notes.append("bilm-tf's format has no place for an adaptive softmax; only the biLM was written")
     if config.has_token_projection and config.num_features == config.projection_size:
         notes.append(
             "CNN_proj leads from P to P features: AllenNLP reads it, bilm-tf leaves such a layer out"

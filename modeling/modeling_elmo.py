@@ -273,7 +273,7 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
         hidden = F.dropout(hidden, self.config.dropout, self.training)
         sides = hidden.chunk(2, -1)  # (B, T, P) each
         if labels is None and backward_labels is None:
-            logits = [self._logits(side.flatten(0, 1)).view(*side.shape[:2], -1) for side in sides]
+            logits = [self._logits(side.flatten(0, 1)).unflatten(0, side.shape[:2]) for side in sides]
             return ElmoForPreTrainingOutput(
                 forward_logits=logits[0], backward_logits=logits[1], states=states
             )

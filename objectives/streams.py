@@ -9,8 +9,8 @@ and the number of workers changes nothing but the speed. Every process and worke
 is cheap, and spells words only for the rows that it hands out.
 
 A shard is anything that can be iterated again and again and yields rows, say lines; its `str` is its name in messages.
-Unlike in bilm-tf a shard may be larger than memory: it is shuffled in blocks. A block that holds the whole shard is
-bilm-tf's way.
+Unlike in bilm-tf, which loads one shard after the other whole and shuffles it, rows go through a shuffling buffer: shards
+may be larger than memory, and a few files of different kinds are mixed rather than learned one after the other.
 """
 
 import random
@@ -33,14 +33,14 @@ Encode = Callable[[list], list[list]]
 class Sentences:
     """The sentences of some shards, in passes over the text.
 
-    With shuffling, every pass takes the shards in a new order and shuffles blocks of rows inside each.
+    With shuffling, every pass takes the shards in a new order and their rows through a buffer.
 
     Args:
         shards: each can be iterated again and again, and yields rows.
         encode: makes lists of words or ids from a list of rows. A sentence without words counts as one.
         seed: equal seeds give equal orders.
         direction: any text; orders of different directions are independent.
-        shuffle_buffer: rows in a block, 0 for no shuffling.
+        shuffle_buffer: rows to choose from, 0 for no shuffling; with as many as the text has, the shuffle is perfect.
         one_pass: stop after all shards, instead of starting again.
     """
 
@@ -79,16 +79,22 @@ class Sentences:
         order = list(range(len(self.shards)))
         if self.shuffle_buffer:
             self._random(epoch, "shards").shuffle(order)
-        for number in order:
-            rows = iter(self.shards[number])
-            for block in count():
-                part = list(islice(rows, self.shuffle_buffer or ROWS_AT_ONCE))
-                if not part:
-                    break
-                if self.shuffle_buffer:
-                    self._random(epoch, number, block).shuffle(part)
-                for start in range(0, len(part), ROWS_AT_ONCE):
-                    yield from self.encode(part[start : start + ROWS_AT_ONCE])
+        rows = chain.from_iterable(self.shards[number] for number in order)
+        if self.shuffle_buffer:
+            rows = self._shuffled(rows, self._random(epoch, "rows"))
+        while part := list(islice(rows, ROWS_AT_ONCE)):
+            yield from self.encode(part)
+
+    def _shuffled(self, rows: Iterator, chance: random.Random) -> Iterator:
+        """Hand out a random row of the buffer for each new one, and at last the buffer in random order."""
+        size = self.shuffle_buffer
+        buffer = list(islice(rows, size))
+        for row in rows:
+            place = int(chance.random() * size)
+            buffer[place], row = row, buffer[place]
+            yield row
+        chance.shuffle(buffer)
+        yield from buffer
 
     def _random(self, *place: object) -> random.Random:
         return random.Random(" ".join(map(str, (self.seed, self.direction, *place))))
@@ -199,7 +205,7 @@ class Stream(EndlessBatches):
         marks: the items before and behind each sentence, words or ids as `encode` makes them.
         bidirectional: also read backward, another shuffle of the same text.
         seed: equal seeds give equal batches.
-        shuffle_buffer: rows in a shuffled block, 0 for the text's own order.
+        shuffle_buffer: rows to choose the next one from, 0 for the text's own order.
         one_pass: stop at the end of the text. If directions need different numbers of batches, the shorter one's last
             batches are all None, or with `drop_last` the longer one's are left out.
         drop_last: with `one_pass`, leave out the batches that cannot be filled, as bilm-tf's test does.
@@ -265,8 +271,8 @@ class SentenceBatches(EndlessBatches):
         batch_size: B, sentences of a batch of one process.
         max_words: longer sentences are cut into pieces.
         seed: equal seeds give equal batches.
-        shuffle_buffer: rows in a shuffled block, and about as many sentences are sorted at once; 0 for batches in the
-            text's own order.
+        shuffle_buffer: rows to choose the next one from, and about as many sentences are sorted at once; 0 for batches
+            in the text's own order.
         rank: which process this is; it takes every W-th sentence of a global batch.
         world_size: W, how many there are.
         start: the number of batches to skip; see `Stream`.

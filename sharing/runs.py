@@ -8,6 +8,7 @@ from transformers import Trainer, TrainingArguments
 
 from ..training.arguments import DataArguments, FinetuneArguments, PretrainArguments
 from ..training.finetuning import finetune
+from ..training.new_models import model_type_of
 from ..training.plots import plot_curves, plot_layer_weights
 from ..training.pretraining import pretrain
 from ..training.trainer import read_log
@@ -15,13 +16,19 @@ from .cards import CardFacts, render_card, training_facts
 from .quiet import quiet_libraries
 
 MEASURES = {
-    "eval_perplexity": "held-out perplexity (mean of both directions)",
+    "eval_perplexity": "held-out perplexity, whole vocabulary",
     "eval_forward_loss": "forward loss, nats a target",
     "eval_backward_loss": "backward loss, nats a target",
     "eval_accuracy": "accuracy",
     "eval_macro_f1": "macro F1",
     "eval_entity_f1": "entity F1 (seqeval)",
     "eval_loss": "loss",
+}
+
+
+PRETRAINED = {
+    "elmo": ("AutoModel", "An ELMo biLM pre-trained with heirloom."),
+    "lstm-lm": ("AutoModelForCausalLM", "An LSTM language model pre-trained with heirloom."),
 }
 
 
@@ -40,7 +47,7 @@ def run_pretraining(arguments: PretrainArguments, training_arguments: TrainingAr
         ValueError: bad options or data.
     """
     return _run(
-        pretrain, arguments, training_arguments, "AutoModel", "An ELMo biLM pre-trained with heirloom."
+        pretrain, arguments, training_arguments, *PRETRAINED[model_type_of(arguments)]
     )
 
 
@@ -97,10 +104,14 @@ def _run(
         soft_wrap=True,
     )
     if isinstance(arguments, PretrainArguments):
-        console.print(
-            f" next    heirloom finetune tagging --model {folder} --train_file ... --validation_file ..."
-        )
-        console.print(f"         heirloom embed {folder} sentences.txt vectors.hdf5")
+        hints = [f"heirloom score {folder} sentences.txt"]
+        if model_type_of(arguments) == "elmo":
+            hints += [
+                f"heirloom embed {folder} sentences.txt vectors.hdf5",
+                f"heirloom finetune tagging --model {folder} --train_file ... --validation_file ...",
+            ]
+        for start, hint in zip((" next   ", "        ", "        "), hints, strict=False):
+            console.print(start, hint, soft_wrap=True)
     return scores
 
 

@@ -18,6 +18,8 @@ VERBS = [
     "convert efml",
     "convert elmo-to-bilm",
     "embed",
+    "score",
+    "train-tokenizer",
     "pretrain",
     "finetune",
 ]

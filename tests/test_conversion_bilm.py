@@ -11,6 +11,8 @@ from weights import ORACLE, read_arrays, write_arrays, write_bilm_files, write_v
 
 from heirloom import ElmoForPreTraining, ElmoForTokenClassification, ElmoModel, ElmoTokenizer
 from heirloom.conversion import from_bilm, to_bilm
+from heirloom.conversion.bilm import read_bilm
+from heirloom.conversion.saving import save_bilm, save_checkpoint
 
 CASES = sorted(path.parent.name for path in ORACLE.glob("*/expected.npz"))
 needs_oracle = pytest.mark.skipif(not CASES, reason="the oracle files (../shared/oracles/elmo) are not here")
@@ -230,9 +232,43 @@ def test_a_softmax_that_is_the_word_table(tmp_path):
     write_arrays(paths["weights"], arrays)
     with pytest.warns(UserWarning, match="embedding is used for it"):
         model = from_bilm(paths["options"], paths["weights"])
-    table = torch.tensor(arrays["embedding"])
-    assert torch.equal(model.softmax.weight[1:], table)
-    assert torch.equal(model.elmo.token_encoder.word_embeddings.weight[1:], table)
+    table = model.elmo.token_encoder.word_embeddings.weight
+    assert torch.equal(table[1:], torch.tensor(arrays["embedding"]))
+    assert model.softmax.weight is table  # training goes on tied
+    assert model.config.tie_word_embeddings
+
+    to_bilm(model, tmp_path / "back")
+    assert_same_bits(written(tmp_path / "back"), arrays)
+    options = json.loads((tmp_path / "back" / "options.json").read_text())
+    assert options["share_embedding_softmax"] is True
+    back = {name: tmp_path / "back" / f"{name}.hdf5" for name in ("weights", "softmax")}
+    again = quietly(tmp_path / "back" / "options.json", **back)
+    assert again.config.to_dict() == model.config.to_dict()
+    assert again.softmax.weight is again.elmo.token_encoder.word_embeddings.weight
+
+
+def test_a_tied_model_is_verified_both_ways(tmp_path):
+    paths, arrays, _ = make(tmp_path, *VARIATIONS["word mode"])
+    arrays.pop("softmax/W")
+    write_arrays(paths["weights"], arrays)
+    conversion = read_bilm(paths["options"], paths["weights"])
+    rows = save_checkpoint(conversion, tmp_path / "checkpoint")
+    model = ElmoForPreTraining.from_pretrained(tmp_path / "checkpoint")
+    assert model.softmax.weight is model.elmo.token_encoder.word_embeddings.weight
+    with torch.no_grad():
+        model.softmax.weight[1:] += 1
+    again, _ = save_bilm(model, tmp_path / "back")
+    assert {row.group for row in again} == {row.group for row in rows} >= {"embedding", "softmax"}
+    arrays["embedding"] = arrays["embedding"] + 1
+    assert_same_bits(written(tmp_path / "back"), arrays)
+
+
+def test_an_adaptive_softmax_has_no_place_in_the_format(tmp_path):
+    config = quietly(**make(tmp_path, *VARIATIONS["softmax"])[0]).config
+    config.softmax, config.adaptive_cutoffs = "adaptive", [3]
+    with pytest.warns(UserWarning, match="no place for an adaptive softmax; only the biLM was written"):
+        to_bilm(ElmoForPreTraining(config), tmp_path / "back")
+    assert not (tmp_path / "back" / "softmax.hdf5").exists()
 
 
 def test_a_dumped_word_table_beside_characters_is_reported(tmp_path):

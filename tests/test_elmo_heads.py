@@ -119,7 +119,7 @@ def language_batches():
     parts = [slice(0, 1), slice(1, 3), slice(3, 5)]
     model = language_model().train()
     model.elmo.lstm.dropout = model.config.dropout = 0.0
-    counts = ElmoForPreTraining.count_targets
+    counts = lambda labels: ElmoForPreTraining.count_targets({"labels": labels})  # noqa: E731
     return model, [{"char_ids": ids[part], "labels": labels[part]} for part in parts], counts
 
 
@@ -201,7 +201,7 @@ def test_a_language_model_without_known_words_predicts_the_marks():
 
 def test_targets_are_labelled_words_and_one_mark_a_row():
     for fill in (-100, 0):
-        assert ElmoForPreTraining.count_targets(table(LABELS, fill)) == 7 + 2 + 4 + 1 + 5
+        assert ElmoForPreTraining.count_targets({"labels": table(LABELS, fill)}) == 7 + 2 + 4 + 1 + 5
 
 
 @pytest.mark.parametrize("norm", ["none", "allennlp", "bilm-tf"])

@@ -47,7 +47,7 @@ class PretrainArguments(DataArguments):
     )
     shuffle_buffer: int = field(
         default=100_000,
-        metadata={"help": "Rows shuffled at once when text is read bit by bit; 0 keeps its order."},
+        metadata={"help": "Rows to choose the next from when text is read bit by bit; 0: its order."},
     )
     keep_blank: bool = field(default=False, metadata={"help": "Blank lines are sentences without words."})
     early_stopping_patience: int | None = field(

@@ -115,7 +115,7 @@ def _as_typed(recipe: dict) -> list[str]:
         if value is None:
             continue
         words.append(f"--{option}")
-        if option == "char_filters" or isinstance(value, dict):
+        if isinstance(value, dict) or (option == "char_filters" and not isinstance(value, str)):
             words.append(json.dumps(value))
         else:
             words += [str(item) for item in (value if isinstance(value, list) else [value])]

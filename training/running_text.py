@@ -139,7 +139,7 @@ def held_out_sentences(text: RunningText, max_words: int) -> list[dict[str, list
         for start in range(0, len(sentence), max_words)
     ]
     if not pieces:
-        raise ValueError(f"{no_sentences(text.validation)} Name a larger --validation_file.")
+        raise ValueError(f"{no_sentences(text.validation)} Name a --validation_file.")
     return pieces
 
 

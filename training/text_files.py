@@ -166,7 +166,7 @@ class Share:
         self.shard, self.held_out, self.one_in = shard, held_out, one_in
 
     def __str__(self) -> str:
-        return str(self.shard)
+        return f"the {'held-out' if self.held_out else 'kept'} rows (one in {self.one_in} is held out) of {self.shard}"
 
     def __iter__(self) -> Iterator:
         """Yield the rows of this side."""
