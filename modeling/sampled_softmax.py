@@ -64,7 +64,13 @@ def expected_counts(ids: Tensor, classes: int, count: int, draws: int) -> Tensor
 
 
 def sampled_softmax_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, sampled: Tensor, draws: int
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    sampled: Tensor,
+    draws: int,
+    skip: int = 0,
 ) -> Tensor:
     """Summed cross-entropy of each target against the sampled classes, all logits less ln Q.
 
@@ -72,21 +78,23 @@ def sampled_softmax_loss(
 
     Args:
         hidden: (N, P).
-        weight: (V, P).
-        bias: (V,).
-        targets: (N,) classes.
+        weight: (skip + V, P).
+        bias: (skip + V,).
+        targets: (N,) rows of the weights, not below `skip`.
         sampled: (S,) distinct classes, as `draw_log_uniform` gives them.
         draws: T, of the same draw.
+        skip: first rows, which are no classes.
 
     Returns:
         () sum over positions, in float32 at least.
     """
-    sampled = sampled.to(targets.device)
+    sampled = sampled.to(targets.device) + skip
     kind = torch.promote_types(hidden.dtype, torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
         ids = torch.cat([targets, sampled])
         rows, biases = weight.index_select(0, ids).to(kind), bias.index_select(0, ids).to(kind)
-        biases = biases - expected_counts(ids, len(weight), len(sampled), draws).log().to(kind)
+        expected = expected_counts(ids - skip, len(weight) - skip, len(sampled), draws)
+        biases = biases - expected.log().to(kind)
         hidden, known = hidden.to(kind), len(targets)
         true_logits = (hidden * rows[:known]).sum(1) + biases[:known]  # (N,)
         logits = torch.addmm(biases[known:], hidden, rows[known:].t())  # (N, S)

@@ -78,19 +78,20 @@ def target_loss(
     Returns:
         () sum.
     """
-    targets = targets.long() - skip
+    targets = targets.long()
     if isinstance(softmax, nn.AdaptiveLogSoftmaxWithLoss):
         if not len(targets):
             return hidden.sum() * 0.0  # torch's layer takes no empty batch
         kind = torch.promote_types(hidden.dtype, torch.float32)
         parameters = {name: parameter.to(kind) for name, parameter in softmax.named_parameters()}
         with torch.autocast(hidden.device.type, enabled=False):
-            return -functional_call(softmax, parameters, (hidden.to(kind), targets)).output.sum()
-    weight, bias = softmax.weight[skip:], softmax.bias[skip:]
+            return -functional_call(softmax, parameters, (hidden.to(kind), targets - skip)).output.sum()
+    weight, bias = softmax.weight, softmax.bias
     if num_sampled:
-        return sampled_softmax_loss(
-            hidden, weight, bias, targets, *draw_log_uniform(len(weight), num_sampled)
-        )
+        draw = draw_log_uniform(len(weight) - skip, num_sampled)
+        return sampled_softmax_loss(hidden, weight, bias, targets, *draw, skip)
+    if skip:  # out of reach for exp; a slice of the weights would cost a copy of their gradient
+        bias = F.pad(bias[skip:], (skip, 0), value=-1e30)
     return softmax_loss(hidden, weight, bias, targets)
 
 

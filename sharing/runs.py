@@ -46,9 +46,7 @@ def run_pretraining(arguments: PretrainArguments, training_arguments: TrainingAr
         FileExistsError: `output_dir` holds something.
         ValueError: bad options or data.
     """
-    return _run(
-        pretrain, arguments, training_arguments, *PRETRAINED[model_type_of(arguments)]
-    )
+    return _run(pretrain, arguments, training_arguments, *PRETRAINED[model_type_of(arguments)])
 
 
 def run_finetuning(arguments: FinetuneArguments, training_arguments: TrainingArguments) -> dict[str, float]:
@@ -78,12 +76,15 @@ def _run(
 ) -> dict:
     folder, start = Path(training_arguments.output_dir), time.time()
     resumed = training_arguments.resume_from_checkpoint is not None
-    if folder.exists() and any(folder.iterdir()) and not resumed:
+    main = training_arguments.process_index == 0  # of several processes, one writes
+    if main and folder.exists() and any(folder.iterdir()) and not resumed:
         raise FileExistsError(f"{folder} is not empty. Choose another --output_dir, or delete it.")
     with quiet_libraries():
         trainer = train(arguments, training_arguments)
     seconds = time.time() - start
     scores = next(record for record in reversed(trainer.state.log_history) if "eval_loss" in record)
+    if not main:
+        return scores
     pictures = _draw(folder, trainer)
     facts = CardFacts(
         name=folder.name,

@@ -54,15 +54,19 @@ def help_of(*verb: str) -> str:
 
 
 def check_options(where: str, arguments: list[str]) -> None:
-    """The verb exists and its help names each option; verbs that pass on Trainer's options know those too."""
+    """The verb exists and its help names each option; verbs with recipes know their options and Trainer's."""
     verb = arguments[:1]
     if f"\n  {' '.join(arguments[1:2])} " in help_of(*verb).partition("\nCommands:")[2]:
         verb = arguments[:2]
     known = set(re.findall(r"--[\w-]+", help_of(*verb)))
-    if "Of Trainer:" in " ".join(help_of(*verb).split()):
+    if verb[0] in ("pretrain", "finetune"):
         from transformers import TrainingArguments
 
-        known |= {f"--{field.name}" for field in dataclasses.fields(TrainingArguments)}
+        from heirloom.training.arguments import FinetuneArguments, PretrainArguments
+
+        own = {"pretrain": PretrainArguments, "finetune": FinetuneArguments}[verb[0]]
+        fields = (*dataclasses.fields(TrainingArguments), *dataclasses.fields(own))
+        known |= {f"--{field.name}" for field in fields}
     named = {word.split("=")[0] for word in arguments if word.startswith("--")}
     assert named <= known, f"{where}: `heirloom {' '.join(verb)}` has no {sorted(named - known)}"
 

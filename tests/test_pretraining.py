@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -150,29 +151,44 @@ def test_resumed_sentences_of_streamed_text(batching, text, tmp_path):
     assert_same(tmp_path / "half", tmp_path / "whole")
 
 
-def test_killed_while_it_runs(text, tmp_path):
+@pytest.mark.parametrize(("family", "workers"), [("elmo", 0), ("lstm-lm", 2)])
+def test_killed_while_it_runs(family, workers, text, tmp_path):
     """kill -9 at some moment after the first checkpoint, by way of the shell."""
     recipe = tmp_path / "recipe.yaml"
     given = {
-        **{key: value for key, value in vars(options(text, "elmo")).items() if value not in (None, "", [])},
-        **{"max_steps": 60, "per_device_train_batch_size": 3, "save_steps": 3, "logging_steps": 5},
-        **{"learning_rate": 0.05, "disable_tqdm": True, "use_cpu": True},
+        **{key: value for key, value in vars(options(text, family)).items() if value not in (None, "", [])},
+        **{"max_steps": 80, "per_device_train_batch_size": 3, "save_steps": 3, "logging_steps": 5},
+        **{"learning_rate": 0.05, "disable_tqdm": True, "use_cpu": True, "dataloader_num_workers": workers},
     }
     recipe.write_text(json.dumps(given))
     command = [sys.executable, "-m", "heirloom", "pretrain", str(recipe), "--output_dir"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.Popen([*command, str(tmp_path / "cut")], env=environment, cwd=tmp_path)
-    deadline = time.time() + 120
-    while not list((tmp_path / "cut").glob("checkpoint-*/files.json")) and time.time() < deadline:
+    while not list((tmp_path / "cut").glob("checkpoint-*/files.json")):
         assert run.poll() is None
         time.sleep(0.02)
-    time.sleep(0.15)
+    time.sleep(0.2 * random.Random().random())
     run.send_signal(signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL  # it had not finished
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
     resume = [*command, str(tmp_path / "cut"), "--resume_from_checkpoint", "true"]
     for line in (resume, [*command, str(tmp_path / "whole")]):
         subprocess.run(line, env=environment, cwd=tmp_path, check=True, capture_output=True)
     assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision(family, text, tmp_path):
+    """bfloat16 by autocast: losses near those of float32, weights and softmax in float32."""
+    losses = []
+    for name, changes in (("bf16", {"bf16": True}), ("fp32", {})):
+        trainer = pretrain(
+            options(text, family, dropout=0.0), settings(tmp_path / name, max_steps=4, **changes)
+        )
+        losses.append([record["loss"] for record in trainer.state.log_history if "loss" in record])
+        assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[0] != losses[1]
 
 
 @pytest.mark.parametrize(
@@ -404,6 +420,7 @@ def test_two_processes_are_one_with_twice_the_lanes(text, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
         "import importlib.util, pathlib, sys, torch\n"
+        "from heirloom.sharing.runs import run_pretraining\n"
         f"spec = importlib.util.spec_from_file_location('suite', {__file__!r})\n"
         "suite = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(suite)\n"
@@ -412,7 +429,7 @@ def test_two_processes_are_one_with_twice_the_lanes(text, tmp_path):
         "for family in suite.FAMILIES:\n"
         "    arguments = suite.options(text, family, dropout=0.0)\n"
         "    own = {'ddp_backend': 'gloo', 'gradient_accumulation_steps': 2, 'max_steps': 4}\n"
-        "    suite.pretrain(arguments, suite.settings(folder / f'{family} 2', **own))\n"
+        "    run_pretraining(arguments, suite.settings(folder / f'{family} 2', **own))\n"
         "torch.distributed.barrier()\n"
         "torch.distributed.destroy_process_group()\n"
     )
@@ -435,4 +452,6 @@ def test_two_processes_are_one_with_twice_the_lanes(text, tmp_path):
             assert ours == pytest.approx(theirs, abs=2e-6)
         ours, theirs = weights(tmp_path / f"{family} 2"), weights(tmp_path / f"{family} 1")
         for name in theirs:
-            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=2e-6)
+            torch.testing.assert_close(
+                ours[name], theirs[name], rtol=0, atol=1e-5
+            )  # Adam divides small gradients
