@@ -22,6 +22,7 @@ from heirloom.modeling.modeling_lstm_lm import LstmLMForCausalLM
 from heirloom.objectives.streams import Stream, TokenStreamCollator
 from heirloom.training.arguments import PretrainArguments
 from heirloom.training.pretraining import pretrain
+from heirloom.training.recurrence import SegmentRecurrence
 from heirloom.training.resuming import last_whole_checkpoint
 from heirloom.training.tokenizers import train_tokenizer
 from heirloom.training.trainer import PretrainingTrainer, read_log
@@ -119,7 +120,7 @@ def test_resumed_training_is_the_same_to_the_bit(family, workers, text, tmp_path
     """With dropout, the sampled softmax, accumulation, evaluation in between, and text over several epochs."""
     changes = {"softmax": "sampled", "num_sampled": 5}
     own = {"gradient_accumulation_steps": 2, "dataloader_num_workers": workers, "max_steps": 30}
-    own |= {"eval_strategy": "steps", "eval_steps": 3}
+    own |= {"eval_strategy": "steps", "eval_steps": 3, "save_steps": 5}
     pretrain(options(text, family, **changes), settings(tmp_path / "whole", **own))
     with monkeypatch.context() as patch:
         die_at(patch, 17)
@@ -257,6 +258,12 @@ def test_evaluation_leaves_the_training_state_alone(text, tmp_path):
     pretrain(options(text, "elmo"), settings(tmp_path / "without"))
     pretrain(options(text, "elmo"), settings(tmp_path / "with", **own))
     assert_same(tmp_path / "with", tmp_path / "without")
+
+
+def test_gradients_end_where_a_batch_ends():
+    recurrence = SegmentRecurrence("states")
+    recurrence.keep({"states": (torch.ones(2, requires_grad=True) * 2,)})
+    assert not recurrence.feed({})["states"][0].requires_grad
 
 
 def xlnet(text: Path, folder: Path, **config) -> PretrainingTrainer:
