@@ -29,7 +29,8 @@ Kind = Literal["word", "bpe", "unigram"]
 PAD, EOS, UNK = SPECIALS = ("<pad>", "<eos>", "<unk>")  # ids 0, 1, 2
 BYTES = 256
 ROWS_AT_ONCE = 1000
-MARK = re.compile("|".join(map(re.escape, SPECIALS)))
+# What no training text may hold; `<UNK>` is the unigram trainer's own word for unknown, whose score is no number.
+MARK = re.compile("|".join(map(re.escape, (*SPECIALS, "<UNK>"))))
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def train_tokenizer(
     tokenizer, trainer = _untrained(kind, vocab_size, min_count, lowercase, tokenized)
     try:
         tokenizer.train_from_iterator(_pieces(rows), trainer)
-    except (ValueError, OSError):
+    except (ValueError, OSError, KeyboardInterrupt):
         raise
     except Exception as error:  # the library's only kind
         if "not large enough" not in str(error):
