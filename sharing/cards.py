@@ -50,7 +50,7 @@ def render_card(facts: CardFacts, template: str = "elmo.md") -> str:
 
     Args:
         facts: what to say.
-        template: a file in `model_cards/`.
+        template: a file in `model_cards/`, which fills in the blocks of `card.md`.
 
     Returns:
         Text with a YAML head, as the Hub reads it.
@@ -76,6 +76,7 @@ def training_facts(arguments: TrainingArguments, seconds: float) -> dict[str, st
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
         "num_train_epochs",
+        "max_steps",
         "seed",
     )
     facts = {name: str(getattr(arguments, name)) for name in names}

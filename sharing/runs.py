@@ -28,7 +28,7 @@ MEASURES = {
 
 PRETRAINED = {
     "elmo": ("AutoModel", "An ELMo biLM pre-trained with heirloom."),
-    "lstm-lm": ("AutoModelForCausalLM", "An LSTM language model pre-trained with heirloom."),
+    "lstm-lm": ("AutoModelForCausalLM", "An LSTM language model, left to right, pre-trained with heirloom."),
 }
 
 
@@ -95,7 +95,7 @@ def _run(
         training=training_facts(training_arguments, seconds),
         pictures=pictures,
     )
-    (folder / "README.md").write_text(render_card(facts))
+    (folder / "README.md").write_text(render_card(facts, f"{trainer.model.config.model_type}.md"))
     console = Console(highlight=False)
     for key, name in MEASURES.items():
         if key in scores:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
@@ -20,6 +21,7 @@ from transformers import TrainerCallback, TrainingArguments, XLNetConfig, XLNetL
 from heirloom.modeling.modeling_elmo import ElmoForPreTraining
 from heirloom.modeling.modeling_lstm_lm import LstmLMForCausalLM
 from heirloom.objectives.streams import Stream, TokenStreamCollator
+from heirloom.sharing.runs import run_pretraining
 from heirloom.training.arguments import PretrainArguments
 from heirloom.training.pretraining import pretrain
 from heirloom.training.recurrence import SegmentRecurrence
@@ -462,3 +464,21 @@ def test_two_processes_are_one_with_twice_the_lanes(text, tmp_path):
             torch.testing.assert_close(
                 ours[name], theirs[name], rtol=0, atol=1e-5
             )  # Adam divides small gradients
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_folder_of_a_run_tells_what_it_is(family, text, tmp_path, capsys, monkeypatch):
+    """The card's example is run as a reader would."""
+    monkeypatch.chdir(tmp_path)
+    run_pretraining(options(text, family), settings(tmp_path / "run", max_steps=2))
+    assert {"README.md", "curves.png", "log.jsonl", "model.safetensors"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    assert card.data.tags == [family, "heirloom"]
+    assert "held-out perplexity, whole vocabulary" in card.content
+    assert "heirloom score" in capsys.readouterr().out
+    example = card.content.split("```python\n")[1].split("```")[0]
+    exec(example, {})
+    with pytest.raises(FileExistsError, match="is not empty. Choose another --output_dir"):
+        run_pretraining(options(text, family), settings(tmp_path / "run", max_steps=2))
