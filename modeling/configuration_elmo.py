@@ -3,15 +3,12 @@
 Letters: C characters a word, E character embedding, P projection (size of one direction), D cell, L layers.
 """
 
-import difflib
-from dataclasses import fields
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.utils import logging
 
-logger = logging.get_logger(__name__)
+from .field_hints import hint_at_fields
 
 
 @strict
@@ -117,10 +114,7 @@ class ElmoConfig(PreTrainedConfig):
     problem_type: str | None = None
 
     def __post_init__(self, **kwargs):
-        known = [field.name for field in fields(self)]
-        for key in kwargs:
-            if near := difflib.get_close_matches(key, known, n=1, cutoff=0.85):
-                logger.warning(f"ElmoConfig has no field `{key}`. Did you mean `{near[0]}`?")
+        hint_at_fields(self, kwargs)
         super().__post_init__(**kwargs)
 
     @property

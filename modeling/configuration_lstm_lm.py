@@ -3,15 +3,12 @@
 Letters: V words, E embedding, P projection (the model's hidden size), D cell, L layers.
 """
 
-import difflib
-from dataclasses import fields
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.utils import logging
 
-logger = logging.get_logger(__name__)
+from .field_hints import hint_at_fields
 
 
 @strict
@@ -73,10 +70,7 @@ class LstmLMConfig(PreTrainedConfig):
     use_cache: bool = True
 
     def __post_init__(self, **kwargs):
-        known = [field.name for field in fields(self)]
-        for key in kwargs:
-            if near := difflib.get_close_matches(key, known, n=1, cutoff=0.85):
-                logger.warning(f"LstmLMConfig has no field `{key}`. Did you mean `{near[0]}`?")
+        hint_at_fields(self, kwargs)
         super().__post_init__(**kwargs)
 
     @property
