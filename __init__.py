@@ -9,7 +9,7 @@ import importlib.abc
 import importlib.util
 import sys
 
-from .modeling.auto_map import AUTO_MAP, AUTO_TOKENIZERS
+from .modeling.auto_map import ALSO, AUTO_MAP, AUTO_TOKENIZERS
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,12 @@ def _class(room: str, place: str) -> type:
 _LAZY = {
     place.rsplit(".", 1)[1]: ("modeling", place) for places in AUTO_MAP.values() for place in places.values()
 } | {place.rsplit(".", 1)[1]: ("tokenization", place) for place in AUTO_TOKENIZERS.values()}
+_LAZY |= {
+    place.rsplit(".", 1)[1]: ("modeling", place)
+    for lists in ALSO.values()
+    for places in lists.values()
+    for place in places
+}
 _LAZY |= {
     "ScalarMix": ("modeling", "scalar_mix.ScalarMix"),
     "lstmp": ("modeling", "lstmp.lstmp"),
@@ -52,12 +58,14 @@ def _register_configs() -> None:
 def _register_models() -> None:
     from transformers.models.auto import modeling_auto
 
-    for places in AUTO_MAP.values():
+    for model_type, places in AUTO_MAP.items():
         config_class = _class("modeling", places["AutoConfig"])
         for auto_class, place in places.items():
             if auto_class != "AutoConfig":
+                also = ALSO.get(model_type, {}).get(auto_class, [])
+                models = tuple(_class("modeling", one) for one in (place, *also))
                 getattr(modeling_auto, auto_class).register(
-                    config_class, _class("modeling", place), exist_ok=True
+                    config_class, models if also else models[0], exist_ok=True
                 )
 
 

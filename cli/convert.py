@@ -96,6 +96,78 @@ def elmo_to_bilm(
     print(f"try next: heirloom convert elmo --options {out}/options.json --weights {out}/weights.hdf5 again")
 
 
+@app.command()
+def seq2seq(
+    out: OUT,
+    source: Annotated[str | None, typer.Option(metavar="LM", help="Encoder; none: random.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="LM", help="Decoder; none: random.")] = None,
+    parts: Annotated[
+        str, typer.Option(metavar="P,P", help="What to take of each.")
+    ] = "embeddings,lstm,softmax",
+    layers: Annotated[int, typer.Option(metavar="N", help="Of each side; the first is an LM's.")] = 2,
+    upper_size: Annotated[int | None, typer.Option(metavar="N", help="Of the other layers.")] = None,
+    zero_init: Annotated[bool, typer.Option("--zero-init", help="Begin as the very target LM.")] = False,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of what is random.")] = 42,
+) -> None:
+    """Make an encoder-decoder of two LSTM language models, and compare with them.
+
+    Tokenizers come along: one if they are equal, else OUT/source_tokenizer and OUT/target_tokenizer.
+
+    Example: heirloom convert seq2seq --source lm-en --target lm-de en-de
+    """
+    from transformers import set_seed
+
+    from ..conversion.saving import refuse_existing
+    from ..conversion.seq2seq import convert_seq2seq
+
+    refuse_existing(out)
+    _hide_progress_bars()
+    set_seed(seed)
+    options = {"num_hidden_layers": layers, "zero_init": zero_init}
+    options |= {} if upper_size is None else {"upper_size": upper_size}
+    names = [part.strip() for part in parts.split(",") if part.strip()]
+    rows, notes = convert_seq2seq(source, target, out, names, **options)
+    cells = [("parameter", "shape", "from", "max abs difference")]
+    for row in rows:
+        shape = " x ".join(map(str, row.shape))
+        cells.append((row.parameter, shape, row.origin, f"{row.difference:g}"))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        left = "  ".join(cell.ljust(width) for cell, width in zip(line[:3], widths, strict=False))
+        print(f"{left}  {line[3].rjust(widths[3])}")
+    print("read back and compared with the language models: every bit equal")
+    for note in notes:
+        print(f"note: {note}")
+    print(f"\nwritten: {out}")
+
+
+@app.command()
+def joint_to_stock(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder, or name on the Hub.")],
+    out: OUT,
+    pad_token_id: Annotated[
+        int | None, typer.Option(help="Id of the padding token; the tokenizer's by default.", metavar="N")
+    ] = None,
+) -> None:
+    """Write a fine-tuned joint-loss checkpoint as a stock model of Transformers, and compare logits.
+
+    Works where the stock class has nothing but a linear layer on the body: classes on GPT-like models that were trained with
+    classifier_bias=False, and tokens on any.
+
+    Example: heirloom convert joint-to-stock runs/subj subj-gpt2
+    """
+    from ..conversion.joint_to_stock import ROWS, save_stock
+    from ..conversion.saving import refuse_existing
+
+    refuse_existing(out)
+    _hide_progress_bars()
+    model, difference = save_stock(checkpoint, out, pad_token_id)
+    name = type(model).__name__
+    print(f"{name}: logits of {ROWS} random rows, largest difference {difference:g}: ok")
+    print(f"\nwritten: {out}")
+    print(f'try next: python -c "from transformers import {name} as M; M.from_pretrained({str(out)!r})"')
+
+
 def _save(conversion, out: Path, example: bool = True) -> None:
     from ..conversion.saving import save_checkpoint
 

@@ -3,6 +3,7 @@
 import importlib
 
 _LAZY = {
+    "convert_seq2seq": "seq2seq",
     "from_allennlp": "allennlp",
     "from_bilm": "bilm",
     "from_efml": "efml",

@@ -16,6 +16,21 @@ AUTO_MAP: dict[str, dict[str, str]] = {
         "AutoModel": "modeling_lstm_lm.LstmLMModel",
         "AutoModelForCausalLM": "modeling_lstm_lm.LstmLMForCausalLM",
     },
+    "lstm-seq2seq": {
+        "AutoConfig": "configuration_lstm_seq2seq.LstmSeq2SeqConfig",
+        "AutoModelForSeq2SeqLM": "modeling_lstm_seq2seq.LstmSeq2SeqForConditionalGeneration",
+    },
+    "joint-loss": {
+        "AutoConfig": "configuration_joint_loss.JointLossConfig",
+        "AutoModelForMultipleChoice": "modeling_joint_loss.JointLossForMultipleChoice",
+        "AutoModelForSequenceClassification": "modeling_joint_loss.JointLossForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_joint_loss.JointLossForTokenClassification",
+    },
+}
+
+# Further models of an Auto class; a checkpoint's `architectures` says which one it is.
+ALSO: dict[str, dict[str, list[str]]] = {
+    "joint-loss": {"AutoModelForSequenceClassification": ["modeling_joint_loss.JointLossForSimilarity"]},
 }
 
 AUTO_TOKENIZERS: dict[str, str] = {"elmo": "tokenization_elmo.ElmoTokenizer"}

@@ -17,6 +17,8 @@ VERBS = [
     "convert elmo",
     "convert efml",
     "convert elmo-to-bilm",
+    "convert seq2seq",
+    "convert joint-to-stock",
     "embed",
     "score",
     "train-tokenizer",

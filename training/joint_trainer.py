@@ -52,6 +52,7 @@ class JointLossTrainer(PretrainingTrainer):
             )
         self._schedule = LM_WEIGHT_SCHEDULES.get(lm_weight_schedule, lm_weight_schedule)
         self._lm_items: torch.Tensor | None = None
+        self._last_lm_weight = 0.0
         self._sums: dict[str, float] = defaultdict(float)
         self._items: dict[str, float] = defaultdict(float)
 
@@ -77,7 +78,11 @@ class JointLossTrainer(PretrainingTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As in Trainer, with the language model's count and the current lambda; remembers the parts for the log."""
         if model.training:
-            inputs = inputs | {"num_lm_items_in_batch": self._lm_items, "lm_loss_weight": self.lm_weight()}
+            self._last_lm_weight = self.lm_weight()
+            inputs = inputs | {
+                "num_lm_items_in_batch": self._lm_items,
+                "lm_loss_weight": self._last_lm_weight,
+            }
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _evaluated_loss(self, model, inputs):
@@ -121,7 +126,7 @@ class JointLossTrainer(PretrainingTrainer):
             weight = self._joint_model().config.lm_loss_weight
             means["loss"] = means.get("task_loss", 0.0) + weight * means.get("lm_loss", 0.0)
             means["lm_weight"] = weight
-            output.metrics |= {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
+            output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in means.items()})
         return output
 
     # Log

@@ -1,0 +1,147 @@
+"""Two language models to an encoder-decoder's checkpoint, with their tokenizers, and verified against them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .saving import new_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class VerifiedOrigin:
+    """Where one parameter of a checkpoint comes from, and how far it is from there.
+
+    Args:
+        parameter: its name.
+        shape: its shape.
+        origin: as in `Origin`.
+        difference: the largest, to the language model's numbers, or, where random, to those that were saved.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    origin: str
+    difference: float
+
+
+def convert_seq2seq(
+    source: str | Path | None,
+    target: str | Path | None,
+    folder: str | Path,
+    parts: Iterable[str] = ("embeddings", "lstm", "softmax"),
+    **config,
+) -> tuple[list[VerifiedOrigin], list[str]]:
+    """Make an encoder-decoder of two language models, load it again and compare it with them.
+
+    Tokenizers are taken from where the language models are. Equal ones are written once, into the folder; others into
+    its folders `source_tokenizer` and `target_tokenizer`.
+
+    Args:
+        source: folder or name of the source's language model; None leaves the encoder random.
+        target: likewise for the decoder.
+        folder: a new one.
+        parts: as in `from_language_models`.
+        **config: as in `from_language_models`.
+
+    Returns:
+        One `VerifiedOrigin` a parameter, and notes.
+
+    Raises:
+        FileExistsError: the folder holds something.
+        FileNotFoundError: there is no such language model.
+        OSError: the folder cannot be written.
+        ValueError: as in `from_language_models`, or what was loaded again differs; no folder is made then.
+    """
+    from transformers import AutoModelForSeq2SeqLM
+
+    from ..modeling.inheritance_lstm_seq2seq import inherit, inherited, read_language_model
+    from ..modeling.modeling_lstm_seq2seq import LstmSeq2SeqForConditionalGeneration
+
+    parts, names = list(parts), {"source": source, "target": target}
+    with new_folder(folder) as place:
+        tokenizers = {side: None if name is None else load_tokenizer(name) for side, name in names.items()}
+        model, note = inherit(
+            LstmSeq2SeqForConditionalGeneration, source, target, parts, *tokenizers.values(), config
+        )
+        model.save_pretrained(place)
+        notes = [note, *save_tokenizers(tokenizers, names, place)]
+        loaded = AutoModelForSeq2SeqLM.from_pretrained(place)
+        models = {side: read_language_model(name, side) for side, name in names.items() if name is not None}
+        rows = _compare(model, loaded, inherited(models, parts))
+    return rows, notes
+
+
+def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase | None":
+    """The tokenizer beside a language model; None where there is none.
+
+    Args:
+        name: a folder, or a name on the Hub.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ValueError: its files are there, but cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        files = sorted(path.name for path in Path(name).glob("tokenizer*"))
+        if files:
+            raise ValueError(f"{name} holds {files}, but no tokenizer can be read: {error}") from error
+        return None
+
+
+def save_tokenizers(tokenizers: dict, names: dict, place: Path) -> list[str]:
+    """Write the tokenizers of both sides.
+
+    Args:
+        tokenizers: by side; None where there is none.
+        names: of the language models, by side.
+        place: the checkpoint's folder.
+
+    Returns:
+        Notes about what was written and what was not.
+    """
+    missing = [
+        str(names[side]) for side, one in tokenizers.items() if one is None and names[side] is not None
+    ]
+    notes = [f"no tokenizer beside {name}, so none was written for it" for name in missing]
+    found = {side: tokenizer for side, tokenizer in tokenizers.items() if tokenizer is not None}
+    if len(found) == 2 and _are_equal(*found.values()):
+        found["target"].save_pretrained(place)
+        return [*notes, "the tokenizers are equal: one was written"]
+    for side, tokenizer in found.items():
+        tokenizer.save_pretrained(place / f"{side}_tokenizer")
+    return [*notes, *(f"{side} tokenizer: {side}_tokenizer" for side in found)]
+
+
+def _are_equal(one, other) -> bool:
+    """Whether two tokenizers make the same ids of every text."""
+    if one.get_vocab() != other.get_vocab():
+        return False
+    if one.is_fast and other.is_fast:
+        return one.backend_tokenizer.to_str() == other.backend_tokenizer.to_str()
+    return type(one) is type(other)
+
+
+def _compare(model, loaded, wanted: dict) -> list[VerifiedOrigin]:
+    """Every parameter of the loaded model beside the language models' `wanted`, or else beside what was saved."""
+    wanted, found, rows = model.state_dict() | wanted, loaded.state_dict(), []
+    for row in model.origins:
+        difference = (found[row.parameter].double() - wanted[row.parameter].double()).abs().max().item()
+        rows.append(VerifiedOrigin(row.parameter, row.shape, row.origin, difference))
+    if wrong := [row.parameter for row in rows if not row.difference == 0]:
+        raise ValueError(
+            f"Verification failed: the checkpoint differs from the language models in {wrong}. Nothing was kept."
+        )
+    return rows
+
+
+__all__ = ["VerifiedOrigin", "convert_seq2seq", "load_tokenizer", "save_tokenizers"]

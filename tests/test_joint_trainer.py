@@ -1,0 +1,321 @@
+"""JointLossTrainer: the same step however a batch is cut or spread, exact parts in the log, schedules of lambda."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from reference.joint_loss_naive import (
+    VOCAB,
+    batch,
+    examples,
+    joint,
+    language_model,
+    naive_lm_loss,
+    naive_task_loss,
+)
+from transformers import GPT2ForSequenceClassification, Trainer, TrainingArguments
+
+from heirloom.training.joint_trainer import LM_WEIGHT_SCHEDULES, JointLossTrainer
+from heirloom.training.trainer import read_log, train_evaluate_save
+
+ROWS = 16
+
+
+def data(head, count=ROWS) -> list[dict]:
+    """Examples of very different lengths; a third of them unlabelled, three in a row."""
+    texts, labels = examples(head, count)
+    for number in (3, 4, 5, 10):
+        labels[number % count] = [-100] * len(labels[number % count]) if head == "tokens" else -100
+    return [{"texts": rows, "labels": label} for rows, label in zip(texts, labels, strict=True)]
+
+
+def arguments(folder, size=8, accumulate=1, **options) -> TrainingArguments:
+    return TrainingArguments(
+        **{
+            "output_dir": str(folder),
+            "per_device_train_batch_size": size,
+            "per_device_eval_batch_size": 3,
+            "gradient_accumulation_steps": accumulate,
+            "max_steps": 2,
+            "learning_rate": 0.1,
+            "optim": "sgd",
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+            "train_sampling_strategy": "sequential",
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            "remove_unused_columns": False,
+            "dataloader_pin_memory": False,
+        }
+        | options
+    )
+
+
+def make_trainer(
+    folder, kind="gpt2", head="classes", size=8, accumulate=1, trainer=JointLossTrainer, **options
+):
+    chosen = {name: options.pop(name) for name in list(options) if name.startswith(("lm_loss", "classifier"))}
+    more = {
+        name: options.pop(name) for name in list(options) if name in ("lm_weight_schedule", "compute_metrics")
+    }
+
+    def collate(rows):
+        return batch(kind, head, [row["texts"] for row in rows], [row["labels"] for row in rows])
+
+    return trainer(
+        model=joint(kind, head, **chosen),
+        args=arguments(folder, size, accumulate, **options),
+        train_dataset=data(head),
+        eval_dataset=data(head, 7),
+        data_collator=collate,
+        **more,
+    )
+
+
+def trained(*parts, **options):
+    """Weights and log after training."""
+    trainer = make_trainer(*parts, **options)
+    trainer.train()
+    logs = [record for record in trainer.state.log_history if "loss" in record]
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}, logs
+
+
+def far(one, other) -> float:
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+SETTINGS = [
+    ("gpt2", "classes", {"lm_loss_reduction": "example"}),
+    ("gpt2", "classes", {"lm_loss_reduction": "token"}),
+    ("llama", "tokens", {"lm_loss_reduction": "token"}),
+    ("llama", "tokens", {"lm_loss_reduction": "example"}),
+    ("bert", "choices", {"lm_loss_reduction": "token"}),
+    ("bert", "similarity", {"lm_loss_reduction": "example"}),
+    ("lstm-lm", "classes", {}),
+    ("elmo", "tokens", {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "head", "options"), SETTINGS)
+def test_accumulation_changes_nothing(kind, head, options, tmp_path):
+    expected, logs = trained(tmp_path, kind, head, 8, 1, **options)
+    start = dict(joint(kind, head, **options).named_parameters())
+    assert far(expected, {name: value.detach() for name, value in start.items()}) > 1e-3
+    for size, accumulate in ((4, 2), (2, 4)):
+        weights, other = trained(tmp_path, kind, head, size, accumulate, **options)
+        assert far(weights, expected) < 1e-6
+        for ours, whole in zip(other, logs, strict=True):
+            for part in ("loss", "task_loss", "lm_loss"):
+                assert ours[part] == pytest.approx(whole[part], abs=1e-5)
+
+
+def test_one_step_is_the_twins(tmp_path):
+    """The gradient of the whole accumulated batch, by the plain reference."""
+    weights, logs = trained(tmp_path, "gpt2", "classes", 2, 4, max_steps=1)
+    model, rows = joint("gpt2"), data("classes")[:8]
+    texts, labels = [row["texts"] for row in rows], [row["labels"] for row in rows]
+    task = naive_task_loss(model, "gpt2", "classes", texts, labels)
+    lm = naive_lm_loss(model, "gpt2", texts)
+    (task + 0.5 * lm).backward()
+    expected = {name: (p - 0.1 * p.grad).detach() for name, p in model.named_parameters()}
+    assert far(weights, expected) < 1e-6
+    assert logs[0]["task_loss"] == pytest.approx(task.item(), abs=1e-5)
+    assert logs[0]["lm_loss"] == pytest.approx(lm.item(), abs=1e-5)
+
+
+def test_the_stock_trainer_is_exact_where_its_count_says_enough(tmp_path):
+    """Reduction "example" and every row labelled."""
+
+    def step(trainer, size, accumulate):
+        made = make_trainer(tmp_path, size=size, accumulate=accumulate, trainer=trainer)
+        for row in made.train_dataset:
+            row["labels"] = max(0, row["labels"])
+        made.train()
+        return {name: p.detach() for name, p in made.model.named_parameters()}
+
+    expected = step(JointLossTrainer, 8, 1)
+    assert far(step(Trainer, 8, 1), expected) < 1e-6
+    assert far(step(Trainer, 2, 4), expected) < 1e-6
+
+
+def test_a_stock_head_is_not(tmp_path):
+    """Negative control: under accumulation by 4 a stock classifier moves about four times as far in a step."""
+    moved = []
+    for size, accumulate in ((8, 1), (2, 4)):
+        torch.manual_seed(0)
+        config = language_model("gpt2", pad_token_id=0).config
+        config.num_labels = 3
+        model = GPT2ForSequenceClassification(config)
+        before = model.score.weight.detach().clone()
+
+        def collate(rows):
+            return batch(
+                "gpt2", "classes", [row["texts"] for row in rows], [max(0, row["labels"]) for row in rows]
+            )
+
+        options = arguments(tmp_path, size, accumulate, max_steps=1, learning_rate=1e-3)
+        Trainer(model, options, train_dataset=data("classes"), data_collator=collate).train()
+        moved.append((model.score.weight - before).norm().item())
+    assert moved[1] / moved[0] == pytest.approx(4.0, rel=0.05)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_the_parts_in_the_log_add_up(window, tmp_path):
+    trainer = make_trainer(tmp_path, size=4, accumulate=2, lm_loss_weight=0.7, logging_steps=window)
+    train_evaluate_save(trainer)
+    records = [record for record in read_log(tmp_path) if "loss" in record]
+    assert len(records) == 2 // window
+    for record in records:
+        assert record["loss"] == pytest.approx(record["task_loss"] + 0.7 * record["lm_loss"], abs=1e-5)
+        assert record["lm_weight"] == 0.7
+        assert "perplexity" not in record
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("kind", "head", "options"), SETTINGS)
+def test_evaluation_is_exact(kind, head, options, tmp_path):
+    """Batches of 3, 3 and 1 rows, of different lengths and with unlabelled ones: a mean of batch means would be another."""
+    trainer = make_trainer(tmp_path, kind, head, lm_loss_weight=0.7, **options)
+    metrics = trainer.evaluate()
+    rows = data(head, 7)
+    texts, labels = [row["texts"] for row in rows], [row["labels"] for row in rows]
+    with torch.no_grad():
+        task = naive_task_loss(trainer.model, kind, head, texts, labels).item()
+        lm = naive_lm_loss(trainer.model, kind, texts).item()
+    assert metrics["eval_task_loss"] == pytest.approx(task, abs=1e-6)
+    assert metrics["eval_lm_loss"] == pytest.approx(lm, abs=1e-6)
+    assert metrics["eval_loss"] == pytest.approx(task + 0.7 * lm, abs=1e-6)
+    assert metrics["eval_lm_weight"] == 0.7
+    assert ("eval_forward_loss" in metrics) == (kind == "elmo")
+    assert "eval_perplexity" not in metrics
+
+
+def test_metrics_see_every_prediction(tmp_path):
+    seen = {}
+
+    def count(predicted):
+        seen["logits"], seen["labels"] = predicted.predictions, predicted.label_ids
+        return {"rows": len(predicted.label_ids)}
+
+    trainer = make_trainer(tmp_path, compute_metrics=count)
+    metrics = trainer.evaluate()
+    assert metrics["eval_rows"] == 7
+    assert seen["logits"].shape == (7, 3)
+    rows = data("classes", 7)
+    assert seen["labels"].tolist() == [row["labels"] for row in rows]
+    whole = batch("gpt2", "classes", [row["texts"] for row in rows], [row["labels"] for row in rows])
+    torch.testing.assert_close(
+        torch.tensor(seen["logits"]), trainer.model(**whole).logits.detach(), check_dtype=False
+    )
+    assert metrics["eval_loss"] > metrics["eval_task_loss"] > 0
+    predictions = trainer.predict(trainer.eval_dataset)
+    assert predictions.metrics["test_task_loss"] == metrics["eval_task_loss"]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("constant", [1, 1, 1, 1]),
+        ("linear", [1, 0.75, 0.5, 0.25]),
+        ("cosine", [(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]),
+        ("warm-up", [0, 0.25, 0.5, 0.75]),
+        (lambda progress: 2.0 if progress >= 0.5 else 0.0, [0, 0, 2, 2]),
+    ],
+)
+def test_schedules_of_lambda(schedule, factors, tmp_path):
+    trainer = make_trainer(tmp_path, size=4, max_steps=4, lm_loss_weight=0.6, lm_weight_schedule=schedule)
+    trainer.train()
+    records = [record for record in trainer.state.log_history if "loss" in record]
+    for record, factor in zip(records, factors, strict=True):
+        assert record["lm_weight"] == pytest.approx(0.6 * factor)
+        assert ("lm_loss" in record) == (factor > 0)  # nothing is computed for nothing
+        lm_loss = record.get("lm_loss", 0.0)
+        assert record["loss"] == pytest.approx(record["task_loss"] + 0.6 * factor * lm_loss, abs=1e-5)
+    assert trainer.model.config.lm_loss_weight == 0.6
+    assert trainer.evaluate()["eval_lm_weight"] == 0.6
+
+
+def test_lambda_zero_logs_the_task_alone(tmp_path):
+    trainer = make_trainer(tmp_path, lm_loss_weight=0)
+    trainer.model.get_output_embeddings().forward = None
+    trainer.train()
+    record = trainer.state.log_history[0]
+    assert record["loss"] == pytest.approx(record["task_loss"], abs=1e-5)
+    assert record["lm_weight"] == 0
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == metrics["eval_task_loss"]
+    assert "eval_lm_loss" not in metrics
+
+
+def test_options_that_would_bypass_the_loss(tmp_path):
+    with pytest.raises(
+        ValueError, match="label_smoothing_factor and compute_loss_func replace the model's loss"
+    ):
+        make_trainer(tmp_path, label_smoothing_factor=0.1)
+    with pytest.raises(
+        ValueError, match=r"lm_weight_schedule must be one of \['constant', 'cosine'.*found 'square'"
+    ):
+        make_trainer(tmp_path, lm_weight_schedule="square")
+    assert set(LM_WEIGHT_SCHEDULES) == {"constant", "linear", "cosine", "warm-up"}
+
+
+@pytest.mark.parametrize("reduction", ["token", "example"])
+def test_two_processes_change_nothing(reduction, tmp_path):
+    """Seven evaluation rows for two processes with batches of three: some rows are repeated, and must not count."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import importlib.util, pathlib, sys, torch\n"
+        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        f"spec = importlib.util.spec_from_file_location('suite', {__file__!r})\n"
+        "suite = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(suite)\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        f"options = dict(lm_loss_reduction={reduction!r}, ddp_backend='gloo')\n"
+        "options['compute_metrics'] = lambda predicted: {'rows': len(predicted.label_ids)}\n"
+        "trainer = suite.make_trainer(folder, 'bert', 'choices', 2, 2, **options)\n"
+        "trainer.train()\n"
+        "metrics = trainer.evaluate()\n"
+        "if trainer.is_world_process_zero():\n"
+        "    logs = [record for record in trainer.state.log_history if 'loss' in record]\n"
+        "    weights = {name: p.detach() for name, p in trainer.model.named_parameters()}\n"
+        "    torch.save({'weights': weights, 'logs': logs, 'eval': metrics}, folder / 'result')\n"
+        "torch.distributed.barrier()\n"
+        "torch.distributed.destroy_process_group()\n"
+    )
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = torch.load(tmp_path / "result", weights_only=True)
+    one = make_trainer(tmp_path / "one", "bert", "choices", 8, 1, lm_loss_reduction=reduction)
+    one.train()
+    assert far(two["weights"], {name: p.detach() for name, p in one.model.named_parameters()}) < 1e-6
+    logs = [record for record in one.state.log_history if "loss" in record]
+    for ours, whole in zip(two["logs"], logs, strict=True):
+        for part in ("loss", "task_loss", "lm_loss"):
+            assert ours[part] == pytest.approx(whole[part], abs=1e-5)
+    metrics = one.evaluate()
+    for name in ("eval_loss", "eval_task_loss", "eval_lm_loss"):
+        assert two["eval"][name] == pytest.approx(metrics[name], abs=1e-6)
+    assert two["eval"]["eval_rows"] == 7
+
+
+def test_the_stock_trainer_reads_the_signature(tmp_path):
+    trainer = make_trainer(tmp_path, trainer=Trainer)
+    assert trainer.label_names == ["labels"]
+    assert trainer.model_accepts_loss_kwargs
+    assert trainer.model.config.get_text_config().vocab_size == VOCAB
