@@ -109,16 +109,19 @@ def seq2seq(
     zero_init: Annotated[bool, typer.Option("--zero-init", help="Begin as the very target LM.")] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of what is random.")] = 42,
 ) -> None:
-    """Make an encoder-decoder of two LSTM language models, and compare with them.
+    """Make an encoder-decoder of two language models, and compare with them.
 
-    Tokenizers come along: one if they are equal, else OUT/source_tokenizer and OUT/target_tokenizer.
+    Two LSTM LMs, or two of Transformers (BERT, GPT-2): those give a stock EncoderDecoderModel and take no options. Tokenizers
+    come along: one if they are equal, else OUT/source_tokenizer and OUT/target_tokenizer.
 
     Example: heirloom convert seq2seq --source lm-en --target lm-de en-de
     """
     from transformers import set_seed
 
+    from ..conversion.encoder_decoder import convert_stock
     from ..conversion.saving import refuse_existing
     from ..conversion.seq2seq import convert_seq2seq
+    from ..conversion.stock_models import is_stock
 
     refuse_existing(out)
     _hide_progress_bars()
@@ -126,7 +129,15 @@ def seq2seq(
     options = {"num_hidden_layers": layers, "zero_init": zero_init}
     options |= {} if upper_size is None else {"upper_size": upper_size}
     names = [part.strip() for part in parts.split(",") if part.strip()]
-    rows, notes = convert_seq2seq(source, target, out, names, **options)
+    if not is_stock(source, target):
+        rows, notes = convert_seq2seq(source, target, out, names, **options)
+    elif (names, layers, upper_size, zero_init) == (["embeddings", "lstm", "softmax"], 2, None, False):
+        rows, notes = convert_stock(source, target, out)
+    else:
+        raise ValueError(
+            "--parts, --layers, --upper-size and --zero-init are for two LSTM LMs; models of Transformers are taken as they "
+            "are. Leave these options out."
+        )
     cells = [("parameter", "shape", "from", "max abs difference")]
     for row in rows:
         shape = " x ".join(map(str, row.shape))
@@ -135,7 +146,8 @@ def seq2seq(
     for line in cells:
         left = "  ".join(cell.ljust(width) for cell, width in zip(line[:3], widths, strict=False))
         print(f"{left}  {line[3].rjust(widths[3])}")
-    print("read back and compared with the language models: every bit equal")
+    exact = all(row.difference == 0 for row in rows)
+    print(f"read back and compared with the language models{': every bit equal' if exact else ''}")
     for note in notes:
         print(f"note: {note}")
     print(f"\nwritten: {out}")

@@ -4,6 +4,7 @@ import importlib
 
 _LAZY = {
     "convert_seq2seq": "seq2seq",
+    "encoder_decoder": "encoder_decoder",
     "from_allennlp": "allennlp",
     "from_bilm": "bilm",
     "from_efml": "efml",
