@@ -1,7 +1,7 @@
 """heirloom: language models whose weights are passed down, for Hugging Face Transformers.
 
 `import heirloom` costs a hundredth of a second and no torch. It announces the models of `modeling/auto_map.py` to
-Transformers' Auto classes the moment those are imported, before or after this package.
+Transformers' Auto classes, and two tasks to its pipelines, the moment those are imported, before or after this package.
 """
 
 import importlib
@@ -34,6 +34,7 @@ _LAZY |= {
     "lstmp": ("modeling", "lstmp.lstmp"),
     "lexical_substitutes": ("sharing", "scoring.lexical_substitutes"),
     "score_sentences": ("sharing", "scoring.score_sentences"),
+    "translate": ("sharing", "translation.translate"),
 }
 __all__ = ["__version__", *_LAZY]
 
@@ -77,21 +78,32 @@ def _register_tokenizers() -> None:
         AutoTokenizer.register(config_class, _class("tokenization", place), exist_ok=True)
 
 
+def _register_pipelines() -> None:
+    _class("sharing", "pipelines.register_pipelines")()
+
+
 _REGISTER = {
     "transformers.models.auto.configuration_auto": _register_configs,
     "transformers.models.auto.modeling_auto": _register_models,
     "transformers.models.auto.tokenization_auto": _register_tokenizers,
+    "transformers.pipelines": _register_pipelines,
 }
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
     """Lets an Auto module import as usual, then registers our classes with it.
 
-    Transformers has no plug-in mechanism, and importing it here would cost every `import heirloom` seconds.
+    Transformers has no plug-in mechanism, and importing it here would cost every `import heirloom` seconds. If it is one of
+    our own files that imports an Auto module, its classes do not exist yet: then registration waits for its end.
     """
 
+    def __init__(self):
+        self.depth = 0  # of our own files that are being imported
+        self.waiting = []
+
     def find_spec(self, fullname, path=None, target=None):
-        if fullname not in _REGISTER:
+        ours = fullname.startswith((f"{__name__}.modeling.", f"{__name__}.tokenization."))
+        if not ours and fullname not in _REGISTER:
             return None
         sys.meta_path.remove(self)
         try:
@@ -103,8 +115,14 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         run = spec.loader.exec_module
 
         def run_then_register(module):
-            run(module)
-            _REGISTER[fullname]()
+            self.depth += ours
+            try:
+                run(module)
+            finally:
+                self.depth -= ours
+            self.waiting += [] if ours else [_REGISTER[fullname]]
+            while self.waiting and not self.depth:
+                self.waiting.pop(0)()
 
         spec.loader.exec_module = run_then_register
         return spec

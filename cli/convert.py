@@ -180,6 +180,31 @@ def joint_to_stock(
     print(f'try next: python -c "from transformers import {name} as M; M.from_pretrained({str(out)!r})"')
 
 
+@app.command()
+def openai_gpt(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of finetune-transformer-lm's files.")],
+    out: OUT,
+    heads: Annotated[int, typer.Option(metavar="N", help="Attention heads, which no file names.")] = 12,
+) -> None:
+    """Make a stock openai-gpt checkpoint of OpenAI's released arrays, with its tokenizer, and compare every number.
+
+    DIR holds params_shapes.json, params_0.npy, params_1.npy, ..., encoder_bpe_40000.json and vocab_40000.bpe.
+
+    Example: heirloom convert openai-gpt finetune-transformer-lm/model gpt-1
+    """
+    from ..conversion.openai_gpt import save_openai_gpt
+    from ..conversion.saving import refuse_existing
+
+    refuse_existing(out)
+    _hide_progress_bars()
+    rows, notes = save_openai_gpt(folder, out, heads)
+    _print_table(rows, notes, "read back: every bit equal")
+    print(f"\nwritten: {out}")
+    print(
+        f"try next: python -c \"from transformers import pipeline; pipeline('text-generation', {str(out)!r})\""
+    )
+
+
 def _save(conversion, out: Path, example: bool = True) -> None:
     from ..conversion.saving import save_checkpoint
 

@@ -6,7 +6,20 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from . import convert, embed, env, finetune, pretrain, quickstart, recipes, score, train_tokenizer
+from . import (
+    convert,
+    embed,
+    env,
+    evaluate,
+    finetune,
+    pretrain,
+    quickstart,
+    recipes,
+    score,
+    train_seq2seq,
+    train_tokenizer,
+    translate,
+)
 
 KNOWN_ERRORS = (ValueError, OSError, ImportError)
 KNOWN_MODULES = ("huggingface_hub", "safetensors")
@@ -47,9 +60,12 @@ app.command()(quickstart.quickstart)
 app.add_typer(convert.app, name="convert")
 app.command()(embed.embed)
 app.command()(score.score)
+app.command()(translate.translate)
+app.command()(evaluate.evaluate)
 app.command()(train_tokenizer.train_tokenizer)
 app.command(context_settings=REST)(pretrain.pretrain)
 app.command(context_settings=REST)(finetune.finetune)
+app.command(context_settings=REST)(train_seq2seq.train_seq2seq)
 app.command()(recipes.recipes)
 app.command()(env.env)
 

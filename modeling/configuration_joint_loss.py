@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_elmo import ElmoConfig
 from .configuration_lstm_lm import LstmLMConfig
@@ -46,9 +45,7 @@ class JointLossConfig(PreTrainedConfig):
 
     model_type = "joint-loss"
     # Under this name `get_text_config()` finds it: resizing, weight decay and Trainer read sizes and special tokens there.
-    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="gpt2")
-    }
+    sub_configs: ClassVar[dict[str, type]] = {"text_config": AutoConfig}
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "task_loss",
         "lm_loss",
@@ -77,8 +74,11 @@ class JointLossConfig(PreTrainedConfig):
             # What follows resets the attention implementation of nested configs. On the config of a live model that
             # would silently drop its causal mask.
             self.text_config = copy.deepcopy(self.text_config)
-        elif self.text_config and self.text_config.get("model_type") in OWN_CONFIGS:
-            self.text_config = OWN_CONFIGS[self.text_config["model_type"]](**self.text_config)
+        else:
+            fields = dict(self.text_config or {})
+            kind = fields.pop("model_type", "gpt2")
+            own = OWN_CONFIGS.get(kind)
+            self.text_config = own(**fields) if own else AutoConfig.for_model(kind, **fields)
         self.pooling = self.pooling or POOLING.get(self.lm_objective)
         self.lm_loss_reduction = self.lm_loss_reduction or REDUCTION.get(self.lm_objective)
         super().__post_init__(**kwargs)

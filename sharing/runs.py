@@ -1,6 +1,7 @@
 """What a training verb leaves behind besides the checkpoint: plots, a card, and a last word on what to do next."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +12,8 @@ from ..training.finetuning import finetune
 from ..training.new_models import model_type_of
 from ..training.plots import plot_curves, plot_layer_weights
 from ..training.pretraining import pretrain
+from ..training.seq2seq import train_seq2seq
+from ..training.seq2seq_arguments import Seq2SeqArguments
 from ..training.trainer import read_log
 from .cards import CardFacts, render_card, training_facts
 from .quiet import quiet_libraries
@@ -23,6 +26,10 @@ MEASURES = {
     "eval_macro_f1": "macro F1",
     "eval_entity_f1": "entity F1 (seqeval)",
     "eval_loss": "loss",
+    "eval_source_lm_ppl": "source LM, held-out perplexity",
+    "eval_target_lm_ppl": "target LM, held-out perplexity",
+    "eval_source_forgetting": "source LM, perplexity by that at the start",
+    "eval_target_forgetting": "target LM, perplexity by that at the start",
 }
 
 
@@ -71,8 +78,66 @@ def run_finetuning(arguments: FinetuneArguments, training_arguments: TrainingArg
     return _run(finetune, arguments, training_arguments, f"AutoModelFor{kind}", summary)
 
 
+def run_seq2seq(arguments: Seq2SeqArguments, training_arguments: TrainingArguments) -> dict[str, float]:
+    """Train an encoder-decoder and write the run's folder; see `training.seq2seq.train_seq2seq`.
+
+    Args:
+        arguments: checkpoint, pairs and monolingual text.
+        training_arguments: Trainer's.
+
+    Returns:
+        The last evaluation.
+
+    Raises:
+        FileExistsError: `output_dir` holds something.
+        ValueError: bad options or data.
+    """
+    origin = "the same sizes as" if arguments.from_scratch else "the checkpoint"
+    summary = (
+        f"A translator from source to target text, trained with heirloom from {origin} `{Path(arguments.model).name}` "
+        f"({KEEPING[arguments.forgetting]})."
+    )
+    return _run(train_seq2seq, arguments, training_arguments, "AutoModelForSeq2SeqLM", summary)
+
+
+KEEPING = {
+    "lm_loss": "going on to train the language models in it",
+    "ewc": "holding the language models in it by elastic weight consolidation",
+    "l2sp": "holding the language models in it by an L2 penalty on their way",
+    "freeze": "with the language models in it frozen at first",
+    "none": "on pairs alone",
+}
+
+
+@dataclass
+class Seq2SeqFacts(CardFacts):
+    """What a translator's card says besides.
+
+    Args:
+        family: model type.
+        separate: source and target have tokenizers of their own.
+    """
+
+    family: str = "lstm-seq2seq"
+    separate: bool = False
+
+
+def _facts(trainer: Trainer, **facts) -> tuple[CardFacts, str]:
+    """What a run's card says, and its template."""
+    kind = trainer.model.config.model_type
+    if not trainer.model.config.is_encoder_decoder:
+        return CardFacts(**facts), f"{kind}.md"
+    tokenizers = trainer.processing_class
+    separate = tokenizers.source is not tokenizers.target
+    return Seq2SeqFacts(**facts, family=kind, separate=separate), "lstm-seq2seq.md"
+
+
 def _run(
-    train, arguments: DataArguments, training_arguments: TrainingArguments, auto_class: str, summary: str
+    train,
+    arguments: DataArguments | Seq2SeqArguments,
+    training_arguments: TrainingArguments,
+    auto_class: str,
+    summary: str,
 ) -> dict:
     folder, start = Path(training_arguments.output_dir), time.time()
     resumed = training_arguments.resume_from_checkpoint is not None
@@ -86,16 +151,18 @@ def _run(
     if not main:
         return scores
     pictures = _draw(folder, trainer)
-    facts = CardFacts(
+    facts, template = _facts(
+        trainer,
         name=folder.name,
         auto_class=auto_class,
         summary=summary,
-        data=f"Trained on {_files(arguments.train_file)}; evaluated on {_files(arguments.validation_file) or 'a held-out part'}.",
+        data=f"Trained on {_files(_data(arguments, 'train'))}; evaluated on "
+        f"{_files(_data(arguments, 'validation')) or 'a held-out part'}.",
         results={name: f"{scores[key]:.4g}" for key, name in MEASURES.items() if key in scores},
         training=training_facts(training_arguments, seconds),
         pictures=pictures,
     )
-    (folder / "README.md").write_text(render_card(facts, f"{trainer.model.config.model_type}.md"))
+    (folder / "README.md").write_text(render_card(facts, template))
     console = Console(highlight=False)
     for key, name in MEASURES.items():
         if key in scores:
@@ -104,6 +171,8 @@ def _run(
         f"\n saved   {folder}   ({seconds:.0f} s; checkpoint, tokenizer, card, plots, log.jsonl)",
         soft_wrap=True,
     )
+    if isinstance(arguments, Seq2SeqArguments):
+        console.print(f" next    heirloom translate {folder} sentences.txt", soft_wrap=True)
     if isinstance(arguments, PretrainArguments):
         hints = [f"heirloom score {folder} sentences.txt"]
         if model_type_of(arguments) == "elmo":
@@ -114,6 +183,14 @@ def _run(
         for start, hint in zip((" next   ", "        ", "        "), hints, strict=False):
             console.print(start, hint, soft_wrap=True)
     return scores
+
+
+def _data(arguments: DataArguments | Seq2SeqArguments, what: str) -> list[str]:
+    names = [f"{what}_file"]
+    if isinstance(arguments, Seq2SeqArguments):
+        names += [f"{what}_source", f"{what}_target"]
+        names += [f"{side}_monolingual" for side in ("source", "target") if what == "train"]
+    return [file for name in names for file in getattr(arguments, name)]
 
 
 def _files(files: list[str]) -> str:

@@ -19,9 +19,13 @@ VERBS = [
     "convert elmo-to-bilm",
     "convert seq2seq",
     "convert joint-to-stock",
+    "convert openai-gpt",
     "embed",
     "score",
+    "translate",
+    "evaluate",
     "train-tokenizer",
+    "train-seq2seq",
     "pretrain",
     "finetune",
 ]

@@ -92,3 +92,19 @@ assert type(AutoModel.from_config(config)) is heirloom.ElmoModel
 assert "ElmoTokenizer" in str(TOKENIZER_MAPPING[heirloom.ElmoConfig])
 """
     run_python(imports + code, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["modeling.modeling_joint_loss", "modeling.configuration_joint_loss", "modeling.modeling_elmo"],
+)
+def test_any_of_our_files_can_be_imported_first(module):
+    """Whose own imports load the Auto classes, with which it is to be registered."""
+    code = (
+        f"import heirloom.{module}\n"
+        "from transformers import AutoConfig, AutoModelForSequenceClassification\n"
+        "config = AutoConfig.for_model('elmo')\n"
+        "print(type(AutoModelForSequenceClassification.from_config(config)).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "ElmoForSequenceClassification", done.stderr[-2000:]

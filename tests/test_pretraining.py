@@ -132,10 +132,14 @@ def test_resumed_training_is_the_same_to_the_bit(family, workers, text, tmp_path
     trainer = pretrain(options(text, family, **changes), resumed)
     assert_same(tmp_path / "cut", tmp_path / "whole")
     logs = [
-        [(record["step"], record["loss"]) for record in read_log(tmp_path / name) if "loss" in record]
+        [
+            (record["step"], *(record.get(part) for part in ("loss", "forward_loss", "sampled_loss")))
+            for record in read_log(tmp_path / name)
+            if "loss" in record
+        ]
         for name in ("cut", "whole")
     ]
-    assert [step for step, _ in logs[0]] == list(range(1, 31))  # nothing twice, nothing lost
+    assert [step for step, *_ in logs[0]] == list(range(1, 31))  # nothing twice, nothing lost
     assert logs[0] == logs[1]
     if family == "elmo":  # whose vocabulary is counted, so that the length of the text is known
         assert trainer.state.epoch > 1

@@ -19,6 +19,7 @@ from heirloom.training.arguments import FinetuneArguments, PretrainArguments
 from heirloom.training.data import column, most_frequent, read_table, sentences
 from heirloom.training.metrics import classification_scores, macro_f1
 from heirloom.training.recipes import parse, read_recipe, recipe_names
+from heirloom.training.seq2seq_arguments import Seq2SeqArguments
 from heirloom.training.trainer import JsonLinesLog, PretrainingTrainer, read_log
 
 TEXT = [
@@ -263,7 +264,9 @@ def test_tables_are_read_from_every_format(tmp_path):
 
 def test_every_recipe_parses_and_overrides_win(tmp_path):
     for name in recipe_names():
-        kind = FinetuneArguments if "task" in read_recipe(name) else PretrainArguments
+        keys = read_recipe(name)
+        kind = FinetuneArguments if "task" in keys else PretrainArguments
+        kind = Seq2SeqArguments if "forgetting" in keys else kind
         parse(name, [], kind)
     arguments, training = parse(
         "tagging", ["--model", "m", "--learning-rate=0.5", "--freeze_bilm"], FinetuneArguments

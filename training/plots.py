@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
 
 COLOURS = ("#1f5a85", "#c8553d", "#588157", "#8d6a9f")
@@ -86,10 +87,44 @@ def plot_layer_weights(shares: Sequence[float], title: str = "What the task read
     return figure
 
 
-def _figure(title: str):
+def plot_attention(
+    weights: np.ndarray, source: Sequence[str], target: Sequence[str], title: str = ""
+) -> Figure:
+    """A heat map of what each target token looked at.
+
+    Args:
+        weights: (T, S), how much each target token looked at each source token.
+        source: S tokens.
+        target: T tokens.
+        title: over the picture.
+
+    Returns:
+        The picture, larger for longer sentences.
+
+    Raises:
+        ValueError: other numbers of tokens than weights.
+    """
+    if weights.shape != (len(target), len(source)):
+        raise ValueError(
+            f"weights must be (target tokens, source tokens) = {(len(target), len(source))}, found {weights.shape}."
+        )
+    # A picture of a whole article would have more points than matplotlib draws.
+    width, height = (min(40.0, max(2.6, 0.26 * len(tokens) + 1.2)) for tokens in (source, target))
+    figure, axes = _figure(title, (width, height))
+    axes.spines[:].set_visible(False)
+    axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    # A dollar sign would begin a formula.
+    axes.set_xticks(range(len(source)), [token.replace("$", r"\$") for token in source], rotation=90)
+    axes.set_yticks(range(len(target)), [token.replace("$", r"\$") for token in target])
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0, labelsize=8)
+    return figure
+
+
+def _figure(title: str, size: tuple[float, float] = (5.2, 3.4)):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 3.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, fontsize=11)

@@ -54,7 +54,13 @@ class PretrainingTrainer(Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
-        self._seen_batches, self._recurrence = 0, None
+        self._seen_batches, self._recurrence, self._last_logged_step = 0, None, 0
+        self._train_parts.clear()
+        if (
+            resume_from_checkpoint
+            and (state := Path(resume_from_checkpoint) / "trainer_state.json").is_file()
+        ):
+            self._last_logged_step = json.loads(state.read_text())["global_step"]
         if isinstance(self.train_dataset, EndlessBatches):
             self.args.ignore_data_skip = (
                 True  # a text goes to its place by itself, without making the batches
@@ -205,7 +211,7 @@ class PretrainingTrainer(Trainer):
                 output.metrics[f"{metric_key_prefix}_{name}"] = float(self._over_processes(total)) / max(
                     targets, 1
                 )
-            output.metrics[f"{metric_key_prefix}_perplexity"] = _exp(
+            output.metrics[f"{metric_key_prefix}_perplexity"] = perplexity(
                 output.metrics[f"{metric_key_prefix}_loss"]
             )
         self._clock = time.perf_counter()
@@ -224,8 +230,8 @@ class PretrainingTrainer(Trainer):
         if "loss" in logs and steps:
             for name, total in self._train_parts.items():
                 logs[name] = float(self._over_processes(total)) / steps
-            if "sampled_loss" not in logs:
-                logs["perplexity"] = _exp(logs["loss"])
+            if (nats := self._nats_of_perplexity(logs)) is not None:
+                logs["perplexity"] = perplexity(nats)
             seconds = self._seconds + time.perf_counter() - self._clock
             logs["tokens_per_second"] = round(float(self._targets) / max(seconds, 1e-9))
             self._train_parts.clear()
@@ -233,13 +239,17 @@ class PretrainingTrainer(Trainer):
             self._last_logged_step = self.state.global_step
         super().log(logs, *args, **kwargs)
 
+    def _nats_of_perplexity(self, logs: dict[str, float]) -> float | None:
+        """Which loss of a training log is one of all words; None if none is."""
+        return None if "sampled_loss" in logs else logs["loss"]
+
     def _over_processes(self, value) -> torch.Tensor:
         value = torch.as_tensor(value, dtype=torch.float64, device=self.args.device)
         return self.accelerator.reduce(value, "sum") if self.args.world_size > 1 else value
 
 
-def _exp(nats: float) -> float:
-    """Perplexity, finite."""
+def perplexity(nats: float) -> float:
+    """exp(nats), finite."""
     return math.exp(min(nats, 700.0))
 
 
