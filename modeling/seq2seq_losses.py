@@ -2,7 +2,7 @@
 
 Stock models take a mean over each micro-batch, and Trainer does not weigh these means. Here the loss is made of the logits
 and divided by the labels of the whole batch. The decoder alone, without the states of an encoder, is a language model: its
-cross-attention is left out, its softmax is the model's own.
+cross-attention is left out, or in `EncoderDecoderModel` reads a zero; its softmax is the model's own.
 
 Letters: B rows, S source positions, T target positions, V words.
 """
@@ -192,7 +192,15 @@ class StockSeq2SeqLosses:
         backward pass averages both gradients.
         """
         if self.model.config.model_type == "encoder-decoder":
-            return self.model.decoder(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            # Not without states: a decoder with norms behind its layers, as `heirloom convert seq2seq` makes it of BERT, is
+            # the language model it was only with its cross-attention in place, and zeros say nothing in it.
+            decoder = self.model.decoder
+            silence = torch.zeros(
+                len(ids), 1, decoder.config.hidden_size, device=ids.device, dtype=decoder.dtype
+            )
+            return decoder(
+                input_ids=ids, attention_mask=mask, encoder_hidden_states=silence, use_cache=False
+            ).logits
         return self.model(
             encoder_outputs=NoEncoderStates(),
             decoder_input_ids=ids,

@@ -35,6 +35,7 @@ from transformers import (
 )
 
 from heirloom.conversion.encoder_decoder import convert_stock, encoder_decoder
+from heirloom.modeling.seq2seq_losses import StockSeq2SeqLosses
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # notes are warnings, tested by their words below
 
@@ -431,3 +432,16 @@ def test_equal_tokenizers_are_written_once(tmp_path):
     _, notes = convert_stock(a, b, tmp_path / "out")
     assert "the tokenizers are equal: one was written" in notes
     assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == tokenizer(TARGET_WORDS).get_vocab()
+
+
+@pytest.mark.parametrize("make", [gpt2, bert_lm], ids=["gpt2", "bert"])
+def test_the_language_model_is_still_in_the_decoder(make):
+    """What the joint Trainer goes on training: also a decoder whose norms were moved predicts what it did."""
+    lm = make()
+    ids = batch()[1]
+    with torch.no_grad():
+        logits = lm(input_ids=ids[:, :-1]).logits
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        model, _ = encoder_decoder(bert(), lm)
+        found = StockSeq2SeqLosses(model.eval())(target_lm_input_ids=ids).target_lm_loss
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

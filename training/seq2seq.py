@@ -20,6 +20,7 @@ from transformers.utils import logging
 from ..modeling.seq2seq_losses import StockSeq2SeqLosses
 from ..objectives.seq2seq import ParallelCollator, TokenRows
 from .forgetting import (
+    CROSS_ATTENTION,
     FISHER,
     Freezing,
     Penalty,
@@ -348,7 +349,9 @@ def fisher_of_side(model: PreTrainedModel, sentences, collate) -> dict[str, torc
         outputs = losses(**batch, **{f"num_{side}_lm_items": 1})
         return outputs[f"{side}_lm_loss"], losses.count_lm_targets(batch)[f"num_{side}_lm_items"]
 
-    return fisher_diagonal(model, sentences, summed_loss)
+    diagonal = fisher_diagonal(model, sentences, summed_loss)
+    # Cross-attention takes part in an EncoderDecoderModel, but is no language model's.
+    return {name: value for name, value in diagonal.items() if not CROSS_ATTENTION.search(name)}
 
 
 __all__ = ["fisher_of_side", "open_model", "train_seq2seq"]
