@@ -27,7 +27,7 @@ def read_lines(source: str, text_column: str | None = None) -> Iterator[str]:
         ValueError: a text that is no UTF-8, or no such column.
     """
     if source == "-":
-        return _standard_input()
+        return read_standard_input()
     shards = open_shards(source, text_column, keep_blank=True)
     return (row if isinstance(row, str) else " ".join(row) for shard in shards for row in shard)
 
@@ -73,7 +73,8 @@ def new_text_file(output: Path | None) -> Iterator[io.TextIOBase]:
             raise
 
 
-def _standard_input() -> Iterator[str]:
+def read_standard_input() -> Iterator[str]:
+    """The lines of standard input, without their ends; a line that is no UTF-8 is a ValueError."""
     for number, data in enumerate(sys.stdin.buffer, 1):
         try:
             yield data.decode("utf-8").removesuffix("\n").removesuffix("\r")
@@ -83,4 +84,4 @@ def _standard_input() -> Iterator[str]:
             ) from error
 
 
-__all__ = ["is_blank", "new_text_file", "one_line", "read_lines", "refuse_existing"]
+__all__ = ["is_blank", "new_text_file", "one_line", "read_lines", "read_standard_input", "refuse_existing"]

@@ -7,10 +7,7 @@ Letters: B sentences, T words of the longest, N positions, P features, V classes
 """
 
 import contextlib
-import io
 import math
-import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -28,11 +25,11 @@ from ..modeling.vocabulary_softmax import log_probabilities
 from ..training.checkpoints import open_checkpoint
 from ..training.data import split_words
 from ..training.text_files import open_shards
+from .lines import new_text_file, one_line, read_standard_input, refuse_existing
 from .quiet import quiet_libraries
 
 CHUNK = 2048  # sentences of a file that are held, and sorted by length
 HEADER = ("forward", "backward", "pseudo", "targets", "unknown", "sentence")
-SEPARATOR = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -276,16 +273,13 @@ def score_file(
         FileNotFoundError: no such checkpoint, input or output folder.
         ValueError: another model, no words, or a text that is no UTF-8.
     """
-    if output is not None and output.exists():
-        raise FileExistsError(f"{output} exists. Choose another name, or delete it.")
-    if output is not None and not output.parent.is_dir():
-        raise FileNotFoundError(f"the folder {output.parent} does not exist. Create it first.")
+    refuse_existing(output)
     sentences = _sentences(source, text_column)
     with quiet_libraries():
         model, tokenizer = load(checkpoint)
     totals = _Totals(two_directions=model.config.model_type == "elmo")
     with (
-        _table(output) as table,
+        new_text_file(output) as table,
         logging.tqdm(desc="Scoring", unit=" sentences", disable=output is None) as bar,
     ):
         table.write("\t".join(HEADER) + "\n")
@@ -385,40 +379,15 @@ def _cells(scores: Scores) -> list[str]:
 
 
 def _line(row: str | Sequence[str]) -> str:
-    return SEPARATOR.sub(" ", row if isinstance(row, str) else " ".join(row))
+    return one_line(row if isinstance(row, str) else " ".join(row))
 
 
 def _sentences(source: str, text_column: str | None) -> Iterator[str | list[str]]:
     """The rows of a source, blank ones included."""
     if source == "-":
-        return _standard_input()
+        return read_standard_input()
     shards = open_shards(source, text_column, keep_blank=True)
     return (row for shard in shards for row in shard)
-
-
-def _standard_input() -> Iterator[str]:
-    for number, data in enumerate(sys.stdin.buffer, 1):
-        try:
-            yield data.decode("utf-8").removesuffix("\n").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"standard input, line {number}, is no UTF-8 at byte {error.start}. Convert it first."
-            ) from error
-
-
-@contextlib.contextmanager
-def _table(output: Path | None) -> Iterator[io.TextIOBase]:
-    """A new file, which is deleted if something goes wrong; or standard output."""
-    if output is None:
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    with output.open("x", encoding="utf-8", newline="\n") as file:
-        try:
-            yield file
-        except BaseException:
-            output.unlink(missing_ok=True)
-            raise
 
 
 __all__ = ["Scores", "lexical_substitutes", "load", "score_file", "score_sentences"]

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainingArguments, XLNetConfig, XLNetLMHeadModel, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, XLNetConfig, XLNetLMHeadModel, set_seed
 
 from heirloom.modeling.modeling_elmo import ElmoForPreTraining
 from heirloom.modeling.modeling_lstm_lm import LstmLMForCausalLM
@@ -217,6 +217,16 @@ def test_a_cut_checkpoint_is_passed_over(file, text, tmp_path, caplog):
         assert torch.equal(tensor, expected[name])
 
 
+def test_the_list_of_an_earlier_try_vouches_for_nothing(text, tmp_path, monkeypatch):
+    """A process that dies while it writes a checkpoint anew leaves files of two tries, of the right sizes."""
+    trainer = pretrain(options(text, "lstm-lm"), settings(tmp_path / "run"))
+    assert last_whole_checkpoint(tmp_path / "run").endswith("checkpoint-8")
+    monkeypatch.delattr(Trainer, "_save_checkpoint")
+    with pytest.raises(AttributeError):
+        trainer._save_checkpoint(trainer.model, None)
+    assert last_whole_checkpoint(tmp_path / "run").endswith("checkpoint-6")
+
+
 def test_no_whole_checkpoint(tmp_path):
     (tmp_path / "checkpoint-5").mkdir()
     with pytest.raises(FileNotFoundError, match="has no whole checkpoint to resume from. Start anew"):
@@ -397,9 +407,8 @@ def test_word_mode_shares_its_table(text, tmp_path):
     assert trainer.model.softmax.weight is trainer.model.elmo.token_encoder.word_embeddings.weight
     again = ElmoForPreTraining.from_pretrained(tmp_path / "run")
     assert again.softmax.weight is again.elmo.token_encoder.word_embeddings.weight
-    assert "softmax.weight" not in weights(tmp_path / "run") or len(weights(tmp_path / "run")) == len(
-        {tensor.data_ptr() for tensor in again.state_dict().values()}
-    )
+    names = {"softmax.weight", "elmo.token_encoder.word_embeddings.weight"}
+    assert len(names & weights(tmp_path / "run").keys()) == 1  # one table in the file
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback
 
 from ..objectives.streams import EndlessBatches, Stream
 from .recurrence import SegmentRecurrence, recurrent_name
-from .resuming import MarkWholeCheckpoints, last_whole_checkpoint, load_position, save_position
+from .resuming import FILES, MarkWholeCheckpoints, last_whole_checkpoint, load_position, save_position
 
 
 class PretrainingTrainer(Trainer):
@@ -82,6 +82,9 @@ class PretrainingTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial):
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            # The list of an earlier try must not vouch for half of this one.
+            (folder / FILES).unlink(missing_ok=True)
         if isinstance(self.train_dataset, EndlessBatches):
             folder.mkdir(parents=True, exist_ok=True)
             if self.args.should_save:
