@@ -101,18 +101,20 @@ def seq2seq(
     out: OUT,
     source: Annotated[str | None, typer.Option(metavar="LM", help="Encoder; none: random.")] = None,
     target: Annotated[str | None, typer.Option(metavar="LM", help="Decoder; none: random.")] = None,
-    parts: Annotated[
-        str, typer.Option(metavar="P,P", help="What to take of each.")
-    ] = "embeddings,lstm,softmax",
+    parts: Annotated[str, typer.Option(metavar="P,P", help="What to take.")] = "embeddings,lstm,softmax",
     layers: Annotated[int, typer.Option(metavar="N", help="Of each side; the first is an LM's.")] = 2,
     upper_size: Annotated[int | None, typer.Option(metavar="N", help="Of the other layers.")] = None,
+    source_tokenizer: Annotated[
+        str | None, typer.Option(metavar="T", help="Of a random encoder; else the target's.")
+    ] = None,
+    target_tokenizer: Annotated[str | None, typer.Option(metavar="T", help="Likewise of a decoder.")] = None,
     zero_init: Annotated[bool, typer.Option("--zero-init", help="Begin as the very target LM.")] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of what is random.")] = 42,
 ) -> None:
     """Make an encoder-decoder of two language models, and compare with them.
 
     Two LSTM LMs, or two of Transformers (BERT, GPT-2): those give a stock EncoderDecoderModel and take no options. Tokenizers
-    come along: one if they are equal, else OUT/source_tokenizer and OUT/target_tokenizer.
+    come along: one, or OUT/source_tokenizer and OUT/target_tokenizer.
 
     Example: heirloom convert seq2seq --source lm-en --target lm-de en-de
     """
@@ -129,14 +131,16 @@ def seq2seq(
     options = {"num_hidden_layers": layers, "zero_init": zero_init}
     options |= {} if upper_size is None else {"upper_size": upper_size}
     names = [part.strip() for part in parts.split(",") if part.strip()]
+    tokenizers = source_tokenizer, target_tokenizer
+    usual = ["embeddings", "lstm", "softmax"], 2, None, False, (None, None)
     if not is_stock(source, target):
-        rows, notes = convert_seq2seq(source, target, out, names, **options)
-    elif (names, layers, upper_size, zero_init) == (["embeddings", "lstm", "softmax"], 2, None, False):
+        rows, notes = convert_seq2seq(source, target, out, names, *tokenizers, **options)
+    elif (names, layers, upper_size, zero_init, tokenizers) == usual:
         rows, notes = convert_stock(source, target, out)
     else:
         raise ValueError(
-            "--parts, --layers, --upper-size and --zero-init are for two LSTM LMs; models of Transformers are taken as they "
-            "are. Leave these options out."
+            "--parts, --layers, --upper-size, --zero-init and tokenizers are for two LSTM LMs; models of Transformers are "
+            "taken as they are. Leave these options out."
         )
     cells = [("parameter", "shape", "from", "max abs difference")]
     for row in rows:

@@ -19,7 +19,7 @@ def train_seq2seq(
              or --train_file TABLE; --too_long truncate --max_source_tokens 600
     text     --source_monolingual F --target_monolingual F --source_lm_weight X
     keeping  --forgetting lm_loss|ewc|l2sp|freeze|none
-    Trainer  --output_dir D --max_steps N --learning_rate X --seed N
+    Trainer  --output_dir D --max_steps N --learning_rate X --seed N --bf16 true
 
     Example: heirloom train-seq2seq seq2seq-small --model runs/en-de --train_source train.en
     --train_target train.de --source_monolingual mono.en --target_monolingual mono.de

@@ -33,18 +33,24 @@ def convert_seq2seq(
     target: str | Path | None,
     folder: str | Path,
     parts: Iterable[str] = ("embeddings", "lstm", "softmax"),
+    source_tokenizer: str | Path | None = None,
+    target_tokenizer: str | Path | None = None,
     **config,
 ) -> tuple[list[VerifiedOrigin], list[str]]:
     """Make an encoder-decoder of two language models, load it again and compare it with them.
 
     Tokenizers are taken from where the language models are. Equal ones are written once, into the folder; others into
-    its folders `source_tokenizer` and `target_tokenizer`.
+    its folders `source_tokenizer` and `target_tokenizer`. A side without language model and tokenizer reads the other's
+    vocabulary.
 
     Args:
-        source: folder or name of the source's language model; None leaves the encoder random.
+        source: folder or name of the source's language model; None leaves the encoder random. The same one may be on both
+            sides, which begin as copies of it and are not tied.
         target: likewise for the decoder.
         folder: a new one.
         parts: as in `from_language_models`.
+        source_tokenizer: folder or name of the source's tokenizer, instead of the one beside its language model.
+        target_tokenizer: likewise.
         **config: as in `from_language_models`.
 
     Returns:
@@ -52,7 +58,7 @@ def convert_seq2seq(
 
     Raises:
         FileExistsError: the folder holds something.
-        FileNotFoundError: there is no such language model.
+        FileNotFoundError: there is no such language model or tokenizer.
         OSError: the folder cannot be written.
         ValueError: as in `from_language_models`, or what was loaded again differs; no folder is made then.
     """
@@ -63,16 +69,58 @@ def convert_seq2seq(
 
     parts, names = list(parts), {"source": source, "target": target}
     with new_folder(folder) as place:
-        tokenizers = {side: None if name is None else load_tokenizer(name) for side, name in names.items()}
+        given = {"source": source_tokenizer, "target": target_tokenizer}
+        tokenizers, notes = _tokenizers(names, given)
+        options = _special_tokens(names, tokenizers) | config
         model, note = inherit(
-            LstmSeq2SeqForConditionalGeneration, source, target, parts, *tokenizers.values(), config
+            LstmSeq2SeqForConditionalGeneration, source, target, parts, *tokenizers.values(), options
         )
         model.save_pretrained(place)
-        notes = [note, *save_tokenizers(tokenizers, names, place)]
+        notes = [note, *notes, *save_tokenizers(tokenizers, names, place)]
         loaded = AutoModelForSeq2SeqLM.from_pretrained(place)
         models = {side: read_language_model(name, side) for side, name in names.items() if name is not None}
         rows = _compare(model, loaded, inherited(models, parts))
     return rows, notes
+
+
+def _tokenizers(names: dict, given: dict) -> tuple[dict, list[str]]:
+    """The tokenizers of both sides, None where there is none, and notes."""
+    found: dict[str, PreTrainedTokenizerBase | None] = {}
+    for side, name in names.items():
+        place = name if given[side] is None else given[side]
+        found[side] = None if place is None else load_tokenizer(place)
+        if given[side] is not None and found[side] is None:
+            raise FileNotFoundError(
+                f"{given[side]} holds no tokenizer of the {side}. Give the folder of one, as heirloom train-tokenizer makes it."
+            )
+    for side, other in (("source", "target"), ("target", "source")):
+        if names[side] is None and found[side] is None and found[other] is not None:
+            found[side] = found[other]
+            note = f"the {side} has neither language model nor --{side}-tokenizer: it reads the {other}'s vocabulary"
+            return found, [note]
+    return found, []
+
+
+def _special_tokens(names: dict, tokenizers: dict) -> dict:
+    """Fields of the config that only the tokenizer of a random side can tell, where it has a vocabulary of its own."""
+    source, target = tokenizers["source"], tokenizers["target"]
+    if source is None or target is None or source.get_vocab() == target.get_vocab():
+        return {}
+    if names["source"] is None:
+        pad = source.pad_token_id
+        return {"encoder_pad_token_id": None if pad in (source.bos_token_id, source.eos_token_id) else pad}
+    if names["target"] is not None:
+        return {}
+    begin, end = (
+        target.cls_token_id if target.bos_token_id is None else target.bos_token_id,
+        target.sep_token_id if target.eos_token_id is None else target.eos_token_id,
+    )
+    if end is None:
+        raise ValueError(
+            "the target's tokenizer has neither eos_token nor sep_token, so a translation could not end. Set one."
+        )
+    ids = {"pad_token_id": target.pad_token_id, "bos_token_id": begin, "eos_token_id": end}
+    return ids | {"decoder_start_token_id": end if begin is None else begin}
 
 
 def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase | None":

@@ -5,14 +5,12 @@ Registered when Transformers' pipelines are imported after or before heirloom; f
 Letters: B rows, N sequences a row, S source positions, T target positions.
 """
 
-from pathlib import Path
-
 import torch
 from transformers import AutoModelForSeq2SeqLM
 from transformers import pipelines as stock_pipelines
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
-from ..training.parallel_text import TokenizerPair
+from ..training.parallel_text import TokenizerPair, has_own_tokenizer
 from .lines import is_blank
 from .seq2seq_checkpoints import (
     check_seq2seq,
@@ -46,7 +44,7 @@ class Seq2SeqTextPipeline(Pipeline):
     def __init__(self, model, tokenizer=None, target_tokenizer=None, **kwargs):
         check_seq2seq(model.config, model.name_or_path or type(model).__name__)
         folder = model.name_or_path
-        if tokenizer is None or (target_tokenizer is None and (Path(folder) / "source_tokenizer").is_dir()):
+        if tokenizer is None or (target_tokenizer is None and folder and has_own_tokenizer(folder, "source")):
             tokenizer, target_tokenizer = load_tokenizers(folder)
         self.target_tokenizer = tokenizer if target_tokenizer is None else target_tokenizer
         super().__init__(model=model, tokenizer=tokenizer, **kwargs)

@@ -13,33 +13,16 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from ..training.parallel_text import open_tokenizers
+from ..training.generated_text import decode, until_end
+from ..training.parallel_text import half_of, open_tokenizers, positions_of
 
 LONGEST = 256  # tokens of a target, where neither the user nor the checkpoint says so
-OFFSET = ("roberta", "camembert", "xlm-roberta", "xmod", "longformer")  # their positions begin behind the pad
-
-
-def _side(config: PreTrainedConfig, side: str) -> PreTrainedConfig:
-    """The config of one half, where the halves have their own."""
-    half = getattr(config, side, None)
-    return half if isinstance(half, PreTrainedConfig) else config
 
 
 def vocabulary_size(config: PreTrainedConfig, side: str) -> int | None:
     """V of one half; None where the config does not say."""
     own = getattr(config, "encoder_vocab_size", None) if side == "encoder" else None
-    return own or getattr(_side(config, side), "vocab_size", None)
-
-
-def positions_of(config: PreTrainedConfig, side: str) -> int | None:
-    """How many positions one half has; None for any number."""
-    half = _side(config, side)
-    found = getattr(half, f"max_{side}_position_embeddings", None) or getattr(
-        half, "max_position_embeddings", None
-    )
-    if found is not None and half.model_type in OFFSET:
-        found -= (half.pad_token_id or 0) + 1
-    return found
+    return own or getattr(half_of(config, side), "vocab_size", None)
 
 
 def source_limit(config: PreTrainedConfig, tokenizer: Tokenizer) -> int | None:
@@ -153,21 +136,6 @@ def end_ids(model: PreTrainedModel) -> set[int]:
     """The tokens that end a target."""
     ends = model.generation_config.eos_token_id
     return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
-
-
-def until_end(row: list[int], ends: set[int]) -> list[int]:
-    """The ids up to the first end, which is kept."""
-    for place, token in enumerate(row):
-        if token in ends:
-            return row[: place + 1]
-    return row
-
-
-def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of a target: without marks, but with the word for unknown ones, which readers should see."""
-    marks = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.cls_token_id}
-    marks |= {tokenizer.sep_token_id} | set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    return tokenizer.decode([token for token in ids if token not in marks]).strip()
 
 
 def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:

@@ -186,26 +186,37 @@ class Gradients(TrainerCallback):
         )
 
 
-def make(model, folder, monolingual=(), kind=JointSeq2SeqTrainer, forgetting=None, **changes):
+def make(
+    model,
+    folder,
+    monolingual=(),
+    kind=JointSeq2SeqTrainer,
+    forgetting=None,
+    lm_weight_schedule="constant",
+    data_collator=None,
+    eval_data_collator=None,
+    **changes,
+):
     gradients = Gradients()
-    own = {} if kind is Seq2SeqTrainer else {"monolingual": monolingual, "forgetting": forgetting}
+    own = {"monolingual": monolingual, "forgetting": forgetting, "lm_weight_schedule": lm_weight_schedule}
+    own = {} if kind is Seq2SeqTrainer else own | {"eval_data_collator": eval_data_collator}
     trainer = kind(
         model=model,
         args=settings(folder, **changes),
         train_dataset=pairs(),
         eval_dataset=pairs(10, 7),
-        data_collator=ParallelCollator(),
+        data_collator=data_collator or ParallelCollator(),
         callbacks=[gradients],
         **own,
     )
     return trainer, gradients
 
 
-def run(name: str, folder, batch: int, accumulate: int, monolingual=(), kind=JointSeq2SeqTrainer):
+def run(name: str, folder, batch: int, accumulate: int, monolingual=(), kind=JointSeq2SeqTrainer, **changes):
     torch.manual_seed(0)
     model = MODELS[name]().double()
     own = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulate}
-    trainer, gradients = make(model, folder, monolingual, kind, **own)
+    trainer, gradients = make(model, folder, monolingual, kind, **own, **changes)
     trainer.train()
     return [log for log in trainer.state.log_history if "loss" in log], gradients.of_steps
 

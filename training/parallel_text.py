@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers.utils import has_file, logging
 
 from ..objectives.seq2seq import MonolingualCollator, TokenRows
 from .data import column, read_table
@@ -19,9 +19,21 @@ from .text_files import TextFile, open_shards
 
 logger = logging.get_logger(__name__)
 
+SIDES = ("source", "target")
 ROWS_AT_ONCE = 1000
 SOURCE_COLUMNS = ("source", "src", "document", "article", "text")
 TARGET_COLUMNS = ("target", "tgt", "summary", "highlights", "translation")
+# Their positions are counted from behind the pad's id, so that many embeddings are never read.
+OFFSET = (
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "xmod",
+    "longformer",
+)
+OFFSET += ("data2vec-text", "ibert", "luke", "mpnet", "esm")
 
 
 # Tokenizers
@@ -49,20 +61,36 @@ class TokenizerPair:
         """Of the target, as Seq2SeqTrainer asks for it."""
         return self.target.eos_token_id
 
+    @property
+    def model_input_names(self) -> list[str]:
+        """Of the source, as Trainer asks for them to sort by length."""
+        return self.source.model_input_names
+
     def save_pretrained(self, folder: str | Path, **options) -> None:
         """Write one tokenizer into the folder, or two into its folders `source_tokenizer` and `target_tokenizer`."""
         if self.source is self.target:
             self.target.save_pretrained(folder, **options)
             return
-        self.source.save_pretrained(Path(folder) / "source_tokenizer", **options)
-        self.target.save_pretrained(Path(folder) / "target_tokenizer", **options)
+        for side in SIDES:
+            getattr(self, side).save_pretrained(Path(folder) / f"{side}_tokenizer", **options)
+
+
+def has_own_tokenizer(model: str | Path, side: str) -> bool:
+    """Whether a checkpoint, a folder or a name on the Hub, has a folder with a tokenizer for one side alone."""
+    if Path(model).is_dir():
+        return (Path(model) / f"{side}_tokenizer").is_dir()
+    try:
+        return has_file(str(model), f"{side}_tokenizer/tokenizer_config.json")
+    except (OSError, ValueError):  # no such checkpoint; whoever opens it says so
+        return False
 
 
 def open_tokenizers(model: str, source: str = "", target: str = "") -> TokenizerPair:
     """The tokenizers of an encoder-decoder.
 
     Args:
-        model: folder or Hub name of its checkpoint.
+        model: folder or Hub name of its checkpoint, with one tokenizer, or with two in its folders `source_tokenizer` and
+            `target_tokenizer`.
         source: another folder or name for the source's.
         target: likewise for the target's.
 
@@ -72,22 +100,25 @@ def open_tokenizers(model: str, source: str = "", target: str = "") -> Tokenizer
     Raises:
         FileNotFoundError: no tokenizer in a local folder.
     """
-    opened: dict[str, PreTrainedTokenizerBase] = {}
-    names = {}
-    for side, given in (("source", source), ("target", target)):
-        own = Path(model) / f"{side}_tokenizer"
-        names[side] = given or (str(own) if own.is_dir() else model)
-        if names[side] not in opened:
-            opened[names[side]] = _open(names[side], side)
-    return TokenizerPair(opened[names["source"]], opened[names["target"]])
+    opened: dict[tuple[str, str], PreTrainedTokenizerBase] = {}
+    places = []
+    for side, given in zip(SIDES, (source, target), strict=True):
+        own = not given and has_own_tokenizer(model, side)
+        places.append((given or model, f"{side}_tokenizer" if own else ""))
+        if places[-1] not in opened:
+            opened[places[-1]] = _open(*places[-1], side)
+    return TokenizerPair(*(opened[place] for place in places))
 
 
-def _open(name: str, side: str) -> PreTrainedTokenizerBase:
+def _open(name: str, folder: str, side: str) -> PreTrainedTokenizerBase:
+    # Such a folder has no config.json, which AutoTokenizer would insist on for a name on the Hub.
+    options = {"subfolder": folder, "config": PreTrainedConfig()} if folder else {}
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
         raise FileNotFoundError(
-            f"{name} holds no tokenizer of the {side} that can be read. Name one with --{side}_tokenizer."
+            f"{name}{'/' * bool(folder)}{folder} holds no tokenizer of the {side} that can be read. Name one with "
+            f"--{side}_tokenizer."
         ) from error
 
 
@@ -236,6 +267,22 @@ def _texts(table: Dataset, name: str) -> list[str]:
     return list(table[name])
 
 
+def half_of(config: PreTrainedConfig, half: str) -> PreTrainedConfig:
+    """The config of the "encoder" or "decoder", where they have their own."""
+    found = getattr(config, half, None)
+    return found if isinstance(found, PreTrainedConfig) else config
+
+
+def positions_of(config: PreTrainedConfig, half: str) -> int | None:
+    """How many tokens the "encoder" or "decoder" can read; None for any number."""
+    own = half_of(config, half)
+    names = (f"max_{half}_position_embeddings", "max_position_embeddings")
+    found = next((size for name in names if (size := getattr(own, name, None)) is not None), None)
+    if found is not None and own.model_type in OFFSET:
+        found -= (own.pad_token_id or 0) + 1
+    return found
+
+
 @dataclass
 class Limits:
     """What to do with unusual pairs; see `Seq2SeqArguments`."""
@@ -247,8 +294,7 @@ class Limits:
 
     def within(self, config: PreTrainedConfig) -> "Limits":
         """The same, not above the positions that a model has."""
-        encoder, decoder = getattr(config, "encoder", config), getattr(config, "decoder", config)
-        ends = [getattr(side, "max_position_embeddings", None) for side in (encoder, decoder)]
+        ends = [positions_of(config, half) for half in ("encoder", "decoder")]
         limits = [self.max_source_tokens, self.max_target_tokens]
         limits = [limit if end is None else min(limit, end) for limit, end in zip(limits, ends, strict=True)]
         return Limits(*limits, self.too_long, self.empty_pairs)
@@ -264,7 +310,7 @@ def encode_pairs(pairs: Dataset, encode: PairEncoder, limits: Limits, what: str 
         what: of the pairs, for messages.
 
     Returns:
-        A table with `input_ids` and `labels`.
+        A table with `input_ids`, `labels` and the text of the `target`.
 
     Raises:
         ValueError: pairs that are blank or too long, by their lines, or no pairs at all.
@@ -286,12 +332,13 @@ def encode_pairs(pairs: Dataset, encode: PairEncoder, limits: Limits, what: str 
     for name, (side, most) in found.items():
         if not long[name] or limits.too_long == "drop":
             continue
+        cuts = limits.too_long == "truncate" or (limits.too_long == "truncate_source" and side == "source")
         first = long[name][0]
         told = (
             f"{what} {side}, line {pairs[first]['line']}: {len(rows[name][first])} tokens, more than "
             f"max_{side}_tokens = {most} ({len(long[name])} of {len(pairs)} pairs)"
         )
-        if limits.too_long == "error":
+        if not cuts:
             raise ValueError(
                 f"{told}. Raise it as far as the model reads, or say --too_long truncate or drop."
             )
@@ -301,7 +348,8 @@ def encode_pairs(pairs: Dataset, encode: PairEncoder, limits: Limits, what: str 
     dropped = set().union(*long.values()) if limits.too_long == "drop" else set()
     if dropped:
         logger.warning(f"left {len(dropped)} of {len(pairs)} {what} pairs out, which are too long.")
-    kept = {name: [ids for number, ids in enumerate(rows[name]) if number not in dropped] for name in rows}
+    rows["target"] = pairs["target"]
+    kept = {name: [one for number, one in enumerate(rows[name]) if number not in dropped] for name in rows}
     if not kept["labels"]:
         raise ValueError(f"no {what} pairs are left. Name files with text on both sides.")
     return Dataset.from_dict(kept)
@@ -378,7 +426,10 @@ __all__ = [
     "PairEncoder",
     "TokenizerPair",
     "encode_pairs",
+    "half_of",
+    "has_own_tokenizer",
     "open_tokenizers",
+    "positions_of",
     "read_pairs",
     "read_sentences",
     "sentences_of",

@@ -1,5 +1,6 @@
 """Joint training of an encoder-decoder and its language models, from files to a checkpoint (Ramachandran, Liu & Le 2017)."""
 
+import copy
 from dataclasses import fields
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from .forgetting import (
     load_fisher,
     save_fisher,
 )
+from .generated_text import NAMES, GenerationScores
 from .parallel_text import (
     Limits,
     PairEncoder,
@@ -45,12 +47,14 @@ from .parallel_text import (
 )
 from .seq2seq_arguments import Seq2SeqArguments
 from .seq2seq_trainer import SIDES, JointSeq2SeqTrainer, MonolingualText, StepDecay
+from .text_metrics import need_libraries
 from .trainer import train_evaluate_save
 
 logger = logging.get_logger(__name__)
 
 HELD_OUT = 0.02  # of the pairs, where no validation files are given
 MARKS = 2  # around a monolingual sentence
+GENERATION = ("predict_with_generate", "generation_max_length", "generation_num_beams")
 
 
 def train_seq2seq(arguments: Seq2SeqArguments, training_arguments: TrainingArguments) -> JointSeq2SeqTrainer:
@@ -81,11 +85,12 @@ def train_seq2seq(arguments: Seq2SeqArguments, training_arguments: TrainingArgum
         encode_pairs(pairs, encode, limits, what)
         for pairs, what in ((train, "train"), (validation, "validation"))
     ]
+    settings = _seq2seq_arguments(arguments, training_arguments, limits)
     texts, measured = _monolingual_texts(arguments, model, encode, limits, validation)
     logger.info(f"{type(model).__name__} with {model.num_parameters():,} parameters, {len(rows[0]):,} pairs")
     trainer = JointSeq2SeqTrainer(
         model=model,
-        args=_seq2seq_arguments(training_arguments),
+        args=settings,
         train_dataset=rows[0],
         eval_dataset=rows[1],
         data_collator=ParallelCollator(tokenizers.source.pad_token_id or 0),
@@ -94,6 +99,10 @@ def train_seq2seq(arguments: Seq2SeqArguments, training_arguments: TrainingArgum
         forgetting=_against_forgetting(arguments, training_arguments, model, encode, measured),
         step_decay=StepDecay(arguments.lr_decay_every, arguments.lr_decay_after, arguments.lr_decay_factor)
         if arguments.lr_decay_every
+        else None,
+        lm_weight_schedule=arguments.lm_weight_schedule,
+        compute_metrics=_scores(arguments, model, tokenizers, rows[1])
+        if settings.predict_with_generate
         else None,
     )
     if arguments.early_stopping_patience is not None:
@@ -123,10 +132,33 @@ def _check(arguments: Seq2SeqArguments, training_arguments: TrainingArguments) -
             f"forgetting is {arguments.forgetting}, which trains on no monolingual text, found {given[0]}_monolingual. Leave "
             f"it out, or name it as {given[0]}_monolingual_validation to measure on it."
         )
+    if arguments.lm_weight_schedule != "constant" and arguments.forgetting != "lm_loss":
+        raise ValueError(
+            f"lm_weight_schedule is of the language models' losses, found {arguments.lm_weight_schedule} with forgetting "
+            f"{arguments.forgetting}. Leave it out."
+        )
+    _check_generation(arguments, training_arguments)
     kind = str(getattr(training_arguments.lr_scheduler_type, "value", training_arguments.lr_scheduler_type))
     if arguments.lr_decay_every and kind not in ("linear", "constant", "constant_with_warmup"):
         raise ValueError(
             f"lr_decay_every is a schedule of its own, found lr_scheduler_type {kind}. Leave one of them out."
+        )
+
+
+def _check_generation(arguments: Seq2SeqArguments, training_arguments: TrainingArguments) -> None:
+    generates = arguments.predict_with_generate or getattr(training_arguments, "predict_with_generate", False)
+    if generates:
+        need_libraries(arguments.metrics)
+    best = (training_arguments.metric_for_best_model or "").removeprefix("eval_")
+    if best not in NAMES.values():
+        return
+    if not generates:
+        raise ValueError(
+            f"metric_for_best_model is {best}, of generated targets. Say predict_with_generate: true, or leave it out."
+        )
+    if not best.startswith(tuple(arguments.metrics)):
+        raise ValueError(
+            f"metric_for_best_model is {best}, but metrics are {arguments.metrics}. Name it there too."
         )
 
 
@@ -199,11 +231,28 @@ def _vocabulary_size(config: PreTrainedConfig, half: str) -> int:
     return getattr(config, half, config).vocab_size
 
 
-def _seq2seq_arguments(training_arguments: TrainingArguments) -> Seq2SeqTrainingArguments:
-    if isinstance(training_arguments, Seq2SeqTrainingArguments):
-        return training_arguments
-    names = [field.name for field in fields(TrainingArguments) if field.init]
-    return Seq2SeqTrainingArguments(**{name: getattr(training_arguments, name) for name in names})
+def _seq2seq_arguments(
+    arguments: Seq2SeqArguments, training_arguments: TrainingArguments, limits: Limits
+) -> Seq2SeqTrainingArguments:
+    """Trainer's own kind, with what our options say of generation."""
+    found = copy.copy(training_arguments)
+    if not isinstance(found, Seq2SeqTrainingArguments):
+        names = [field.name for field in fields(TrainingArguments) if field.init]
+        found = Seq2SeqTrainingArguments(**{name: getattr(training_arguments, name) for name in names})
+    for name in GENERATION:
+        setattr(found, name, getattr(arguments, name) or getattr(found, name))
+    if found.generation_max_length is None:
+        found.generation_max_length = limits.max_target_tokens + 1
+    return found
+
+
+def _scores(
+    arguments: Seq2SeqArguments, model: PreTrainedModel, tokenizers: TokenizerPair, rows: Dataset
+) -> GenerationScores:
+    """What counts the validation pairs' scores."""
+    ends = model.generation_config.eos_token_id
+    ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+    return GenerationScores(tokenizers.target, ends, rows["labels"], rows["target"], arguments.metrics)
 
 
 # Data

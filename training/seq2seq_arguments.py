@@ -45,7 +45,7 @@ class Seq2SeqArguments:
     target_column: str | None = field(default=None, metadata={"help": "Of a table."})
     max_source_tokens: int = field(default=256, metadata={"help": "Of a source; see too_long."})
     max_target_tokens: int = field(default=256, metadata={"help": "Of a target; see too_long."})
-    too_long: Literal["error", "truncate", "drop"] = field(
+    too_long: Literal["error", "truncate", "truncate_source", "drop"] = field(
         default="error", metadata={"help": "What to do with pairs of which a side is too long."}
     )
     empty_pairs: Literal["error", "drop"] = field(
@@ -74,6 +74,9 @@ class Seq2SeqArguments:
         default=1.0, metadata={"help": "Of the language model's loss; the seq2seq loss has 1."}
     )
     target_lm_weight: float = field(default=1.0, metadata={"help": "Likewise."})
+    lm_weight_schedule: Literal["constant", "linear", "cosine", "warm-up"] = field(
+        default="constant", metadata={"help": "How both weights change: linear and cosine fall to 0."}
+    )
 
     forgetting: Literal["lm_loss", "ewc", "l2sp", "freeze", "none"] = field(
         default="lm_loss", metadata={"help": "What keeps the language models from being forgotten."}
@@ -94,6 +97,19 @@ class Seq2SeqArguments:
     )
     target_fisher: str = field(default="", metadata={"help": "Likewise."})
     fisher_sentences: int = field(default=1000, metadata={"help": "ewc: measure on so many sentences."})
+
+    predict_with_generate: bool = field(
+        default=False,
+        metadata={"help": "Score generated validation targets at each evaluation; see metrics."},
+    )
+    metrics: list[str] = field(
+        default_factory=lambda: ["bleu", "chrf"],
+        metadata={"help": "Of them bleu, chrf, rouge: logs eval_bleu, eval_rougeL and so on."},
+    )
+    generation_max_length: int | None = field(
+        default=None, metadata={"help": "Of them, with the start; by default max_target_tokens + 1."}
+    )
+    generation_num_beams: int | None = field(default=None, metadata={"help": "By default the checkpoint's."})
 
     lr_decay_every: int = field(
         default=0, metadata={"help": "The paper's schedule: multiply the rate every so many steps."}

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 from ..modeling.seq2seq_losses import StockSeq2SeqLosses
 from ..objectives.seq2seq import MonolingualBatches, MonolingualCollator, joint_batch
+from .joint_trainer import LM_WEIGHT_SCHEDULES
 from .trainer import PretrainingTrainer, perplexity
 
 SIDES = ("source", "target")
@@ -86,7 +87,8 @@ class NamedLosses:
 class JointSeq2SeqTrainer(PretrainingTrainer, Seq2SeqTrainer):
     """Trainer for encoder-decoders and the language models in them: ours, and stock ones such as BART or T5.
 
-    Training logs `loss`, its parts `seq2seq_loss`, `source_lm_loss` and `target_lm_loss`, and the perplexity of the first.
+    Training logs `loss`, its parts `seq2seq_loss`, `source_lm_loss` and `target_lm_loss`, the perplexity of the first, and
+    the last step's `source_lm_weight` and `target_lm_weight`.
     Evaluation logs `eval_loss`, the mean of the seq2seq loss over the labels, and `eval_perplexity`, by which checkpoints are
     chosen and training is stopped early; and of each text to measure `eval_{side}_lm_loss`, `eval_{side}_lm_ppl` and
     `eval_{side}_forgetting`, its perplexity by that at the start. `eval_forgetting` is the larger of the two.
@@ -98,6 +100,8 @@ class JointSeq2SeqTrainer(PretrainingTrainer, Seq2SeqTrainer):
         eval_data_collator: of pairs in evaluation; by default `data_collator`.
         forgetting: what acts on gradients: `Penalty` or `Freezing`.
         step_decay: instead of `lr_scheduler_type`; `warmup_steps` hold.
+        lm_weight_schedule: a key of `LM_WEIGHT_SCHEDULES`, or a function from progress (0 to 1) to a factor of the language
+            models' weights.
 
     Raises:
         ValueError: options under which losses would not be exact, or texts that the model has no language model for.
@@ -110,12 +114,19 @@ class JointSeq2SeqTrainer(PretrainingTrainer, Seq2SeqTrainer):
         eval_data_collator: Callable | None = None,
         forgetting=None,
         step_decay: StepDecay | None = None,
+        lm_weight_schedule: str | Callable[[float], float] = "constant",
         **kwargs,
     ):
         _check_kind(kwargs.get("args", args[1] if len(args) > 1 else None))
         super().__init__(*args, **kwargs)
         self.eval_data_collator = eval_data_collator or self.data_collator
         self.forgetting, self.step_decay = forgetting, step_decay
+        if not callable(lm_weight_schedule) and lm_weight_schedule not in LM_WEIGHT_SCHEDULES:
+            raise ValueError(
+                f"lm_weight_schedule must be one of {sorted(LM_WEIGHT_SCHEDULES)} or a function, found "
+                f"{lm_weight_schedule!r}."
+            )
+        self._schedule = LM_WEIGHT_SCHEDULES.get(lm_weight_schedule, lm_weight_schedule)
         self.texts = {text.collate.side: text for text in monolingual}
         if len(self.texts) < len(monolingual):
             raise ValueError(
@@ -135,6 +146,7 @@ class JointSeq2SeqTrainer(PretrainingTrainer, Seq2SeqTrainer):
         }
         self._batches: dict[str, MonolingualBatches] = {}
         self._lm_items: dict[str, torch.Tensor] = {}
+        self._last_weights: dict[str, float] = {}  # of the last training step
         self._start: dict[str, float] = {}  # perplexity of each side before the first step
         self._is_first_step = True
 
@@ -260,16 +272,22 @@ class JointSeq2SeqTrainer(PretrainingTrainer, Seq2SeqTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As in Trainer, with the texts' counts; remembers the parts for the log."""
         if model.training:
-            inputs = inputs | self._lm_items
+            inputs, self._last_weights = inputs | self._lm_items, self.lm_weights()
         return super().compute_loss(self._named(model), inputs, return_outputs, num_items_in_batch)
+
+    def lm_weights(self) -> dict[str, float]:
+        """The weights of the language models' losses in the current step, by the names of the losses."""
+        factor = self._schedule(min(1.0, self.state.global_step / max(1, self.state.max_steps)))
+        return {name: factor * weight for name, weight in self._weights.items()}
 
     def _named(self, model, **options) -> NamedLosses:
         """The model with named losses."""
         if isinstance(model, NamedLosses):
             return model
+        weights = self._last_weights if model.training else self._weights
         if self.stock is None:
-            return NamedLosses(model, model.training, self._weights, **options)
-        return NamedLosses(self.stock, model.training, self._weights, wrapped=model)
+            return NamedLosses(model, model.training, weights, **options)
+        return NamedLosses(self.stock, model.training, weights, wrapped=model)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """As in Trainer; the last of a step is followed by what keeps the model from forgetting."""
@@ -342,6 +360,12 @@ class JointSeq2SeqTrainer(PretrainingTrainer, Seq2SeqTrainer):
             total += outputs[f"{side}_lm_loss"].double()
             count += float(self._count_texts(batch)[f"num_{side}_lm_items"])
         return float(self._over_processes(total)) / max(1.0, float(self._over_processes(count)))
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """As in Trainer, with the weights of the language models that train."""
+        if "loss" in logs:
+            logs |= {f"{side}_lm_weight": self._last_weights[f"{side}_lm_loss"] for side in self._batches}
+        super().log(logs, *args, **kwargs)
 
     def _nats_of_perplexity(self, logs: dict[str, float]) -> float | None:
         sampled = getattr(self.model.config, "softmax", "full") == "sampled"
