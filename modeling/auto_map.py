@@ -26,6 +26,10 @@ AUTO_MAP: dict[str, dict[str, str]] = {
         "AutoModelForSequenceClassification": "modeling_joint_loss.JointLossForSequenceClassification",
         "AutoModelForTokenClassification": "modeling_joint_loss.JointLossForTokenClassification",
     },
+    "multi-task": {
+        "AutoConfig": "configuration_multi_task.MultiTaskConfig",
+        "AutoModel": "modeling_multi_task.MultiTaskModel",
+    },
 }
 
 # Further models of an Auto class; a checkpoint's `architectures` says which one it is.
