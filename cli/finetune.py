@@ -1,4 +1,4 @@
-"""`heirloom finetune`: a task head on a biLM."""
+"""`heirloom finetune`: a task head on a pre-trained language model."""
 
 from typing import Annotated
 
@@ -9,16 +9,21 @@ def finetune(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe's name (see `heirloom recipes`) or a YAML file.")],
 ) -> None:
-    """Fine-tune a biLM on tagging or sentence classification.
+    """Fine-tune a language model on a task: ELMo, or any causal or masked one with its own loss beside the task's.
 
-    A recipe comes first, then any option of it or of Trainer:
+    A recipe comes first, then any option of it or of Trainer. Files may also be one data set of the Hub.
 
     \b
-    data     --train_file F --validation_file F --text_column C --label_column C
-    model    --model CHECKPOINT --freeze_bilm --from_scratch --head_dropout X ...
+    data     --train_file F --validation_file F --text_column C --label_column C --train_rows N
+             pairs: --second_text_column C   choices: --choices_column C --question_column C
+    task     --task sequence-classification|token-classification|entailment|similarity|multiple-choice
+    model    --model CHECKPOINT --from_scratch --head_dropout X --max_tokens N
+    losses   --lm_loss_weight X --lm_weight_schedule linear --replay_file F --kl_weight X
+    transfer --layer_lr_decay X --unfreeze_every_epochs X --transferred_layers N --preset openai
+    report   --forgetting_file F
     Trainer  --output_dir D --num_train_epochs N --learning_rate X --seed N ...
 
-    Example: heirloom finetune tagging --model runs/bilm --train_file train.jsonl --validation_file dev.jsonl
+    Example: heirloom finetune snips --model openai-community/gpt2 --train_file train.tsv --validation_file dev.tsv
     """
     from ..training.arguments import FinetuneArguments
     from ..training.recipes import parse

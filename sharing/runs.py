@@ -25,13 +25,23 @@ MEASURES = {
     "eval_accuracy": "accuracy",
     "eval_macro_f1": "macro F1",
     "eval_entity_f1": "entity F1 (seqeval)",
+    "eval_pearson": "Pearson correlation",
+    "eval_spearman": "Spearman correlation",
+    "eval_bleu": "BLEU",
+    "eval_chrf": "chrF2",
+    "eval_rouge1": "ROUGE-1",
+    "eval_rouge2": "ROUGE-2",
+    "eval_rougeL": "ROUGE-L",
     "eval_loss": "loss",
+    "eval_task_loss": "task loss",
+    "eval_lm_loss": "language model's loss",
     "eval_source_lm_ppl": "source LM, held-out perplexity",
     "eval_target_lm_ppl": "target LM, held-out perplexity",
     "eval_source_forgetting": "source LM, perplexity by that at the start",
     "eval_target_forgetting": "target LM, perplexity by that at the start",
 }
 
+JOINT_LOSSES = ("task_loss", "eval_task_loss", "lm_loss", "eval_lm_loss")
 
 PRETRAINED = {
     "elmo": ("AutoModel", "An ELMo biLM pre-trained with heirloom."),
@@ -70,12 +80,18 @@ def run_finetuning(arguments: FinetuneArguments, training_arguments: TrainingArg
         FileExistsError: `output_dir` holds something.
         ValueError: bad options or data.
     """
-    kind = "".join(word.capitalize() for word in arguments.task.split("-"))
-    origin = "the same sizes as" if arguments.from_scratch else "the biLM"
-    summary = (
-        f"ELMo for {arguments.task}, fine-tuned with heirloom from {origin} `{Path(arguments.model).name}`."
-    )
-    return _run(finetune, arguments, training_arguments, f"AutoModelFor{kind}", summary)
+    origin = "the same sizes as" if arguments.from_scratch else "the language model"
+    summary = f"A model for {arguments.task}, fine-tuned with heirloom from {origin} `{Path(arguments.model).name}`."
+    return _run(finetune, arguments, training_arguments, TASK_CLASSES[arguments.task], summary)
+
+
+TASK_CLASSES = {
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "entailment": "AutoModelForSequenceClassification",
+    "similarity": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "multiple-choice": "AutoModelForMultipleChoice",
+}
 
 
 def run_seq2seq(arguments: Seq2SeqArguments, training_arguments: TrainingArguments) -> dict[str, float]:
@@ -122,9 +138,26 @@ class Seq2SeqFacts(CardFacts):
     separate: bool = False
 
 
+@dataclass
+class JointFacts(CardFacts):
+    """What the card of a joint-loss model says besides.
+
+    Args:
+        form: how a row is laid out, a key of `objectives.input_forms.FORMS`, or "tagging".
+        regression: it predicts a number.
+    """
+
+    form: str = "classification"
+    regression: bool = False
+
+
 def _facts(trainer: Trainer, **facts) -> tuple[CardFacts, str]:
     """What a run's card says, and its template."""
     kind = trainer.model.config.model_type
+    if kind == "joint-loss":
+        form = getattr(trainer.data_collator, "form", "tagging")
+        regression = trainer.model.config.problem_type == "regression"
+        return JointFacts(**facts, form=form, regression=regression), "joint-loss.md"
     if not trainer.model.config.is_encoder_decoder:
         return CardFacts(**facts), f"{kind}.md"
     tokenizers = trainer.processing_class
@@ -173,6 +206,10 @@ def _run(
     )
     if isinstance(arguments, Seq2SeqArguments):
         console.print(f" next    heirloom translate {folder} sentences.txt", soft_wrap=True)
+    if isinstance(arguments, FinetuneArguments):
+        console.print(
+            f"         {folder / 'predictions.jsonl'} says what it takes each row for", soft_wrap=True
+        )
     if isinstance(arguments, PretrainArguments):
         hints = [f"heirloom score {folder} sentences.txt"]
         if model_type_of(arguments) == "elmo":
@@ -199,9 +236,11 @@ def _files(files: list[str]) -> str:
 
 
 def _draw(folder: Path, trainer: Trainer) -> list[str]:
-    plot_curves(read_log(folder), folder.name).savefig(folder / "curves.png")
+    keys = JOINT_LOSSES if trainer.model.config.model_type == "joint-loss" else ("loss", "eval_loss")
+    plot_curves(read_log(folder), folder.name, keys).savefig(folder / "curves.png")
+    pictures = ["curves.png"]
     mix = getattr(trainer.model, "mix", None)
-    if mix is None:
-        return ["curves.png"]
-    plot_layer_weights(mix.weights().tolist()).savefig(folder / "layer_weights.png")
-    return ["curves.png", "layer_weights.png"]
+    if mix is not None:
+        plot_layer_weights(mix.weights().tolist()).savefig(folder / "layer_weights.png")
+        pictures.append("layer_weights.png")
+    return pictures + [name for name in ("confusion.png", "forgetting.png") if (folder / name).is_file()]

@@ -1,5 +1,6 @@
 """JointLossTrainer: the same step however a batch is cut or spread, exact parts in the log, schedules of lambda."""
 
+import copy
 import math
 import os
 import subprocess
@@ -16,12 +17,24 @@ from reference.joint_loss_naive import (
     naive_lm_loss,
     naive_task_loss,
 )
+from reference.kl_naive import naive_divergence
 from transformers import GPT2ForSequenceClassification, Trainer, TrainingArguments
 
+from heirloom.training.joint_presets import OpenAIAdam, openai_optimizers
 from heirloom.training.joint_trainer import LM_WEIGHT_SCHEDULES, JointLossTrainer
+from heirloom.training.layerwise import GradualUnfreezing, layer_groups
 from heirloom.training.trainer import read_log, train_evaluate_save
 
 ROWS = 16
+OF_TRAINER = (
+    "lm_weight_schedule",
+    "compute_metrics",
+    "layer_lr_decay",
+    "frozen_lm",
+    "kl_weight",
+    "callbacks",
+)
+OF_TRAINER += ("optimizers", "optimizer_cls_and_kwargs")
 
 
 def data(head, count=ROWS) -> list[dict]:
@@ -61,9 +74,7 @@ def make_trainer(
     folder, kind="gpt2", head="classes", size=8, accumulate=1, trainer=JointLossTrainer, **options
 ):
     chosen = {name: options.pop(name) for name in list(options) if name.startswith(("lm_loss", "classifier"))}
-    more = {
-        name: options.pop(name) for name in list(options) if name in ("lm_weight_schedule", "compute_metrics")
-    }
+    more = {name: options.pop(name) for name in list(options) if name in OF_TRAINER}
 
     def collate(rows):
         return batch(kind, head, [row["texts"] for row in rows], [row["labels"] for row in rows])
@@ -265,9 +276,150 @@ def test_options_that_would_bypass_the_loss(tmp_path):
     assert set(LM_WEIGHT_SCHEDULES) == {"constant", "linear", "cosine", "warm-up"}
 
 
+# Staying close to a frozen language model
+
+
+def other_lm(kind):
+    """A language model that differs from `joint(kind)`'s."""
+    model = language_model(kind).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("lm_weight", [0.5, 0.0])
+@pytest.mark.parametrize(
+    ("kind", "head", "reduction"),
+    [
+        ("gpt2", "classes", "example"),
+        ("gpt2", "classes", "token"),
+        ("llama", "choices", "token"),
+        ("bert", "similarity", "example"),
+        ("bert", "classes", "token"),
+        ("lstm-lm", "classes", "token"),
+    ],
+)
+def test_the_third_term_is_the_twins(kind, head, reduction, lm_weight, tmp_path):
+    """Value and gradient, of a batch in parts, with lambda and without."""
+    options = {"lm_loss_weight": lm_weight, "lm_loss_reduction": reduction, "frozen_lm": other_lm(kind)}
+    trainer = make_trainer(tmp_path, kind, head, 2, 2, max_steps=1, kl_weight=0.7, **options)
+    trainer.train()
+    model, rows = joint(kind, head, lm_loss_weight=lm_weight, lm_loss_reduction=reduction), data(head)[:4]
+    texts, labels = [row["texts"] for row in rows], [row["labels"] for row in rows]
+    task = naive_task_loss(model, kind, head, texts, labels)
+    lm = naive_lm_loss(model, kind, texts)
+    divergence = naive_divergence(model, options["frozen_lm"], kind, texts)
+    loss = task + lm_weight * lm + 0.7 * divergence
+    loss.backward()
+    expected = {n: (p if p.grad is None else p - 0.1 * p.grad).detach() for n, p in model.named_parameters()}
+    assert far({n: p.detach() for n, p in trainer.model.named_parameters()}, expected) < 1e-6
+    record = trainer.state.log_history[0]
+    for name, part in (("loss", loss), ("task_loss", task), ("lm_loss", lm), ("kl_loss", divergence)):
+        assert record[name] == pytest.approx(part.item(), abs=1e-5), name
+    assert divergence.item() > 0.01
+    assert record["lm_weight"] == lm_weight
+
+
+def test_the_third_term_in_evaluation(tmp_path):
+    seen = []
+
+    def count(predicted):
+        seen.append(predicted.predictions.shape)
+        return {}
+
+    frozen = other_lm("gpt2")
+    options = {"kl_weight": 0.7, "frozen_lm": frozen, "compute_metrics": count}
+    for weight in (0.5, 0.0):
+        trainer = make_trainer(tmp_path, lm_loss_weight=weight, lm_loss_reduction="token", **options)
+        metrics = trainer.evaluate()
+        texts = [row["texts"] for row in data("classes", 7)]
+        expected = naive_divergence(trainer.model, frozen, "gpt2", texts).item()
+        assert metrics["eval_kl_loss"] == pytest.approx(expected, abs=1e-6)
+        parts = metrics["eval_task_loss"] + weight * metrics["eval_lm_loss"] + 0.7 * expected
+        assert metrics["eval_loss"] == pytest.approx(parts, abs=1e-6)
+    assert seen == [(7, 3)] * 2  # no part of the loss is a prediction
+
+
+def test_by_default_the_model_stays_close_to_its_own_beginning(tmp_path):
+    far_off = {}
+    for weight in (0.0, 1e-9, 5.0):
+        trainer = make_trainer(
+            tmp_path, kl_weight=weight, max_steps=4, lm_loss_weight=0.0, learning_rate=0.01
+        )
+        start = copy.deepcopy(trainer.model.language_model)
+        trainer.train()
+        logs = [record for record in trainer.state.log_history if "loss" in record]
+        if not weight:
+            assert "kl_loss" not in logs[0]
+            assert "lm_loss" not in logs[0]
+        else:
+            assert logs[0]["kl_loss"] == pytest.approx(0, abs=1e-7)
+            frozen = trainer._frozen.frozen
+            assert all(
+                torch.equal(one, two)
+                for one, two in zip(start.parameters(), frozen.parameters(), strict=True)
+            )
+            far_off[weight] = logs[-1]["kl_loss"]
+        assert not trainer.model._forward_hooks
+        assert not trainer.model.language_model._forward_hooks
+    assert far_off[5.0] < 0.8 * far_off[1e-9]
+
+
+def test_mistakes_about_the_third_term(tmp_path):
+    with pytest.raises(ValueError, match="which ELMo's biLM does not return. Use kl_weight=0 with ELMo"):
+        make_trainer(tmp_path, "elmo", "tokens", kl_weight=1.0)
+    with pytest.raises(ValueError, match="kl_weight must be at least 0, found -1"):
+        make_trainer(tmp_path, kl_weight=-1)
+    with pytest.raises(ValueError, match="frozen_lm is used by kl_weight alone, found kl_weight=0"):
+        make_trainer(tmp_path, frozen_lm=language_model("gpt2"))
+    with pytest.raises(ValueError, match=f"the same tokens as the model: it has 50, the model {VOCAB}"):
+        make_trainer(tmp_path, frozen_lm=language_model("gpt2", vocab_size=50), kl_weight=1.0)
+
+
+# Rates by layer
+
+
+def test_rates_of_layers(tmp_path):
+    """One step of plain gradient descent shows each layer's rate; decay and Trainer's log follow."""
+    options = {"max_steps": 1, "layer_lr_decay": 0.5, "weight_decay": 0.1}
+    moved = []
+    for changes in ({}, {"layer_lr_decay": None, "weight_decay": 0.0}):
+        trainer = make_trainer(tmp_path, **options | changes)
+        start = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        trainer.train()
+        moved.append({n: p.detach() - start[n] for n, p in trainer.model.named_parameters()})
+        assert trainer.state.log_history[0]["learning_rate"] == 0.1
+    decayed = trainer.get_decay_parameter_names(trainer.model)
+    for depth, (_, names) in enumerate(reversed(layer_groups(trainer.model))):
+        for name in names:
+            shrunk = 0.1 * 0.1 * start[name] if name in decayed else 0
+            torch.testing.assert_close(
+                moved[0][name], 0.5**depth * (moved[1][name] - shrunk), rtol=0, atol=1e-7
+            )
+
+
+def test_rates_of_layers_with_another_optimizer(tmp_path):
+    kind = (OpenAIAdam, {"lr": 1.0, "betas": (0.8, 0.9)})
+    optimizer = make_trainer(tmp_path, layer_lr_decay=0.5, optimizer_cls_and_kwargs=kind).create_optimizer()
+    assert isinstance(optimizer, OpenAIAdam)
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == [0.0125, 0.025, 0.05, 0.1]
+    assert all(group["betas"] == (0.8, 0.9) for group in optimizer.param_groups)
+    with pytest.raises(ValueError, match=r"must lie in \(0, 1\], found 2"):
+        make_trainer(tmp_path, layer_lr_decay=2)
+    made = openai_optimizers(joint("gpt2"), 10)
+    with pytest.raises(ValueError, match="the optimizer that Trainer makes, found one in `optimizers`"):
+        make_trainer(tmp_path, layer_lr_decay=0.5, optimizers=made)
+
+
 @pytest.mark.parametrize("reduction", ["token", "example"])
 def test_two_processes_change_nothing(reduction, tmp_path):
-    """Seven evaluation rows for two processes with batches of three: some rows are repeated, and must not count."""
+    """Seven evaluation rows for two processes with batches of three: some rows are repeated, and must not count.
+
+    The one with a frozen language model and gradual unfreezing too.
+    """
+    kl_weight = 0.0 if reduction == "token" else 2.0
+    extra = {"lm_loss_reduction": reduction, "kl_weight": kl_weight}
     script = tmp_path / "train.py"
     script.write_text(
         "import importlib.util, pathlib, sys, torch\n"
@@ -276,7 +428,8 @@ def test_two_processes_change_nothing(reduction, tmp_path):
         "suite = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(suite)\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
-        f"options = dict(lm_loss_reduction={reduction!r}, ddp_backend='gloo')\n"
+        f"options = dict({extra!r}, ddp_backend='gloo')\n"
+        f"options['callbacks'] = [suite.GradualUnfreezing(every_steps=1)] if {kl_weight} else []\n"
         "options['compute_metrics'] = lambda predicted: {'rows': len(predicted.label_ids)}\n"
         "trainer = suite.make_trainer(folder, 'bert', 'choices', 2, 2, **options)\n"
         "trainer.train()\n"
@@ -301,15 +454,16 @@ def test_two_processes_change_nothing(reduction, tmp_path):
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     two = torch.load(tmp_path / "result", weights_only=True)
-    one = make_trainer(tmp_path / "one", "bert", "choices", 8, 1, lm_loss_reduction=reduction)
+    extra["callbacks"] = [GradualUnfreezing(every_steps=1)] if kl_weight else []
+    one = make_trainer(tmp_path / "one", "bert", "choices", 8, 1, **extra)
     one.train()
     assert far(two["weights"], {name: p.detach() for name, p in one.model.named_parameters()}) < 1e-6
     logs = [record for record in one.state.log_history if "loss" in record]
     for ours, whole in zip(two["logs"], logs, strict=True):
-        for part in ("loss", "task_loss", "lm_loss"):
+        for part in ("loss", "task_loss", "lm_loss", *(["kl_loss"] if kl_weight else [])):
             assert ours[part] == pytest.approx(whole[part], abs=1e-5)
     metrics = one.evaluate()
-    for name in ("eval_loss", "eval_task_loss", "eval_lm_loss"):
+    for name in ("eval_loss", "eval_task_loss", "eval_lm_loss", *(["eval_kl_loss"] if kl_weight else [])):
         assert two["eval"][name] == pytest.approx(metrics[name], abs=1e-6)
     assert two["eval"]["eval_rows"] == 7
 

@@ -106,26 +106,99 @@ class PretrainArguments(DataArguments):
 
 @dataclass
 class FinetuneArguments(DataArguments):
-    """A task head on a biLM."""
+    """A task head on a pre-trained language model: ELMo's own heads, or a joint loss around any other one."""
 
     model: str = field(default="", metadata={"help": "Checkpoint (folder or Hub name) to start from."})
-    task: Literal["token-classification", "sequence-classification"] = field(
-        default="sequence-classification", metadata={"help": "A label for each word, or for each sentence."}
+    task: Literal[
+        "sequence-classification", "token-classification", "entailment", "similarity", "multiple-choice"
+    ] = field(
+        default="sequence-classification",
+        metadata={
+            "help": "A label for each text, each word, or each pair; a pair's similarity; the right choice."
+        },
     )
     label_column: str | None = field(
-        default=None, metadata={"help": "Column with the label, or the list of labels."}
+        default=None, metadata={"help": "Column with the label, the list of labels, or the right choice."}
+    )
+    second_text_column: str | None = field(
+        default=None, metadata={"help": "Column with a pair's second text."}
+    )
+    choices_column: list[str] = field(
+        default_factory=list, metadata={"help": "Column with the list of choices, or one column a choice."}
+    )
+    question_column: str | None = field(
+        default=None, metadata={"help": "Column with a question that follows the context of choices."}
+    )
+    regression: bool | None = field(
+        default=None, metadata={"help": "Labels are numbers to predict; by default for similarity only."}
+    )
+    train_fraction: float = field(
+        default=1.0, metadata={"help": "Share of the training rows, chosen by the seed."}
+    )
+    train_rows: int | None = field(
+        default=None, metadata={"help": "So many training rows, chosen by the seed."}
     )
     from_scratch: bool = field(
         default=False, metadata={"help": "Same model, random weights: what pre-training is worth."}
     )
+    head_dropout: float | None = field(
+        default=None, metadata={"help": "On what the head reads; by default 0.5 for ELMo and 0.1 otherwise."}
+    )
+
     freeze_bilm: bool = field(
-        default=False, metadata={"help": "Train only the layer mix and the classifier."}
+        default=False, metadata={"help": "elmo: train only the layer mix and the classifier."}
     )
-    head_dropout: float = field(default=0.5, metadata={"help": "On the mixed vectors."})
-    mix_l2: float = field(default=0.0, metadata={"help": "L2 term on the mix weights; 0.001 in the paper."})
+    mix_l2: float = field(
+        default=0.0, metadata={"help": "elmo: L2 term on the mix weights; 0.001 in the paper."}
+    )
     pooling: Literal["mean", "max", "boundary"] = field(
-        default="mean", metadata={"help": "How sentences are pooled."}
+        default="mean", metadata={"help": "elmo: how sentences are pooled."}
     )
-    train_fraction: float = field(
-        default=1.0, metadata={"help": "Share of the training rows, chosen by the seed."}
+
+    lm_loss_weight: float = field(
+        default=0.5, metadata={"help": "Lambda: weight of the language model's loss beside the task's."}
+    )
+    lm_objective: Literal["auto", "causal", "masked"] = field(
+        default="auto", metadata={"help": "What the language model predicts; auto: what it was trained for."}
+    )
+    lm_weight_schedule: Literal["constant", "linear", "cosine", "warm-up"] = field(
+        default="constant", metadata={"help": "How lambda changes: falling to 0, or (warm-up) rising from 0."}
+    )
+    lm_on: Literal["all", "gold"] = field(
+        default="all", metadata={"help": "Choices that the language model learns: all, or the right one."}
+    )
+    replay_file: list[str] = field(
+        default_factory=list,
+        metadata={"help": "General text for the language model's loss, in place of the task's text."},
+    )
+    forgetting_file: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Held-out general text: its loss before and after, as table and picture."},
+    )
+    kl_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the divergence from the language model as it was."}
+    )
+    preset: Literal["none", "openai"] = field(
+        default="none",
+        metadata={"help": "openai: layout, dropout, optimizer and schedule of GPT's own code."},
+    )
+    layer_lr_decay: float = field(
+        default=1.0, metadata={"help": "Each layer learns at so many times the rate of the one above it."}
+    )
+    unfreeze_every_epochs: float | None = field(
+        default=None, metadata={"help": "Train the head first, then one more layer every so many epochs."}
+    )
+    transferred_layers: int | None = field(
+        default=None, metadata={"help": "Keep the pre-trained weights of so many layers, from the bottom."}
+    )
+    max_tokens: int | None = field(
+        default=None, metadata={"help": "Positions of a row with its marks; by default what fits, up to 256."}
+    )
+    truncation: Literal["longest_first", "context", "halves"] = field(
+        default="longest_first", metadata={"help": "Which of two texts is cut where a row is too long."}
+    )
+    start_token: str = field(default="_start_", metadata={"help": "Mark before a row, new or known."})
+    delimiter_token: str = field(default="_delimiter_", metadata={"help": "Mark between two texts."})
+    classify_token: str = field(
+        default="_classify_", metadata={"help": "Mark after a row, whose vector the head reads."}
     )

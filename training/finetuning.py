@@ -1,6 +1,7 @@
-"""Fine-tuning a biLM on a task, with the stock Trainer."""
+"""Fine-tuning a language model on a task: a biLM with the stock Trainer, all others with a joint loss."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from datasets import Dataset
 from transformers import AutoConfig, Trainer, TrainingArguments, set_seed
@@ -11,13 +12,27 @@ from ..tokenization.tokenization_elmo import ElmoTokenizer
 from .arguments import FinetuneArguments
 from .checkpoints import open_checkpoint
 from .data import column, read_table, split_words
+from .joint_finetuning import finetune_joint
 from .metrics import classification_scores, most_likely
+from .task_results import write_results
+from .task_rows import sample_rows
 from .trainer import train_evaluate_save
 
 MODELS = {
     "token-classification": ElmoForTokenClassification,
     "sequence-classification": ElmoForSequenceClassification,
 }
+# Options of the joint-loss heads that would change nothing here; a recipe's lambda is for whatever model comes.
+JOINT_ONLY = (
+    "replay_file",
+    "forgetting_file",
+    "kl_weight",
+    "preset",
+    "layer_lr_decay",
+    "unfreeze_every_epochs",
+    "transferred_layers",
+    "regression",
+)
 
 
 @dataclass
@@ -31,7 +46,9 @@ class Task:
 
 
 def finetune(arguments: FinetuneArguments, training_arguments: TrainingArguments) -> Trainer:
-    """Read a task's data, put a head on a biLM, train, evaluate and save it.
+    """Read a task's data, put a head on a language model, train, evaluate, save it and write its predictions.
+
+    An ELMo checkpoint gets ELMo's own heads, any other causal or masked language model one of the joint-loss heads.
 
     Args:
         arguments: data, checkpoint and head.
@@ -41,6 +58,7 @@ def finetune(arguments: FinetuneArguments, training_arguments: TrainingArguments
         The Trainer after training; `trainer.state.log_history` ends with the evaluation.
 
     Raises:
+        FileNotFoundError: files or checkpoints that do not exist.
         ValueError: missing files or columns, or labels that the training rows do not have.
     """
     for option in ("model", "train_file", "validation_file"):
@@ -48,10 +66,43 @@ def finetune(arguments: FinetuneArguments, training_arguments: TrainingArguments
             raise ValueError(
                 f"{option} is empty: fine-tuning needs --model, --train_file and --validation_file."
             )
+    if _model_type(arguments.model) != "elmo":
+        return finetune_joint(arguments, training_arguments)
+    if arguments.task not in MODELS:
+        raise ValueError(
+            f"{arguments.model} is an ELMo checkpoint, whose heads are {', '.join(MODELS)}; task {arguments.task} needs "
+            "another language model."
+        )
+    if unread := [name for name in JOINT_ONLY if getattr(arguments, name) != vars(FinetuneArguments())[name]]:
+        raise ValueError(
+            f"{arguments.model} is an ELMo checkpoint, whose heads train the task alone and do not read "
+            f"{', '.join(unread)}. Leave that out."
+        )
     _, tokenizer = open_checkpoint(arguments.model)
     task = read_task(arguments, tokenizer, training_arguments.seed)
-    head = {name: getattr(arguments, name) for name in ("freeze_bilm", "head_dropout", "mix_l2", "pooling")}
-    return train_task(task, arguments.model, tokenizer, training_arguments, arguments.from_scratch, **head)
+    head = {name: getattr(arguments, name) for name in ("freeze_bilm", "mix_l2", "pooling")}
+    if arguments.head_dropout is not None:
+        head["head_dropout"] = arguments.head_dropout
+    trainer = train_task(task, arguments.model, tokenizer, training_arguments, arguments.from_scratch, **head)
+    if trainer.is_world_process_zero():
+        size = training_arguments.per_device_eval_batch_size
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        folder = Path(training_arguments.output_dir)
+        write_results(folder, model, task.validation, trainer.data_collator, size, task.label_names)
+    return trainer
+
+
+def _model_type(name: str) -> str:
+    """Which family a checkpoint belongs to.
+
+    Raises:
+        FileNotFoundError: a folder without a config.json, or no such folder.
+    """
+    if (Path(name).exists() or name.startswith((".", "/"))) and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{name} holds no config.json. Give the checkpoint folder of a language model, as heirloom pretrain writes it."
+        )
+    return AutoConfig.from_pretrained(name).model_type
 
 
 def read_task(arguments: FinetuneArguments, tokenizer: ElmoTokenizer, seed: int) -> Task:
@@ -70,9 +121,7 @@ def read_task(arguments: FinetuneArguments, tokenizer: ElmoTokenizer, seed: int)
     """
     each_word = arguments.task == "token-classification"
     train, validation = read_table(arguments.train_file), read_table(arguments.validation_file, "validation")
-    if arguments.train_fraction < 1:
-        rows = max(1, round(len(train) * arguments.train_fraction))
-        train = train.shuffle(seed=seed).select(range(rows))
+    train = sample_rows(train, arguments, seed)
     text = column(train, arguments.text_column, ("words", "tokens", "text", "sentence"), "text")
     label_columns = ("labels", "tags", "upos", "ner_tags") if each_word else ("label", "labels", "intent")
     label = column(train, arguments.label_column, label_columns, "labels")

@@ -1,12 +1,18 @@
-"""A thin Trainer for joint losses: exact means of both parts, both parts in the log, and schedules of lambda."""
+"""A thin Trainer for joint losses: exact means of all parts, all parts in the log, schedules of lambda, and two ways to keep
+what was learnt before: lower learning rates for lower layers, and a pull towards the frozen language model.
+
+For encoder-decoders that go on as two language models there is `seq2seq_trainer.JointSeq2SeqTrainer`.
+"""
 
 import math
 from collections import defaultdict
 from collections.abc import Callable
 
 import torch
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
+from .frozen_lm import FrozenLM
+from .layerwise import check_layer_decay, layerwise_parameter_groups
 from .trainer import PretrainingTrainer
 
 # Factor of lambda from the training's progress, 0 to 1.
@@ -27,14 +33,33 @@ class JointLossTrainer(PretrainingTrainer):
     `eval_loss = eval_task_loss + eval_lm_weight * eval_lm_loss`. To choose a checkpoint by the task alone use
     `metric_for_best_model="eval_task_loss"`.
 
+    With `kl_weight` the loss has a third term, KL(frozen LM || LM) at the language model's targets and as exact a mean as
+    `lm_loss` (Learning without Forgetting, Li and Hoiem 2017; `training.frozen_lm`). It is logged as `kl_loss` in training
+    and evaluation, and `eval_loss` has `kl_weight * eval_kl_loss` in it. It needs the language model's logits, so `lm_loss`
+    is computed and logged even where lambda is 0.
+
     Args:
         lm_weight_schedule: a key of `LM_WEIGHT_SCHEDULES`, or a function from progress (0 to 1) to a factor of lambda.
+        layer_lr_decay: learning rate of a layer over that of the layer above it, in (0, 1]; the head has
+            `args.learning_rate`. None gives all the same.
+        frozen_lm: what the language model should stay close to; None copies the model's own as it is now, so give it
+            where the model comes from a checkpoint that was fine-tuned already.
+        kl_weight: of that term; 0 costs nothing.
 
     Raises:
-        ValueError: an unknown schedule, or options under which the model's own loss would not be used.
+        ValueError: an unknown schedule, weights out of range, a biLM with `kl_weight`, or options under which the model's
+            own loss, or the layers' learning rates, would not be used.
     """
 
-    def __init__(self, *args, lm_weight_schedule: str | Callable[[float], float] = "constant", **kwargs):
+    def __init__(
+        self,
+        *args,
+        lm_weight_schedule: str | Callable[[float], float] = "constant",
+        layer_lr_decay: float | None = None,
+        frozen_lm: PreTrainedModel | None = None,
+        kl_weight: float = 0.0,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         if not callable(lm_weight_schedule) and lm_weight_schedule not in LM_WEIGHT_SCHEDULES:
             raise ValueError(
@@ -50,6 +75,19 @@ class JointLossTrainer(PretrainingTrainer):
             raise ValueError(
                 "average_tokens_across_devices=False makes a mean of each process's means. Leave it at True."
             )
+        if layer_lr_decay is not None:
+            check_layer_decay(layer_lr_decay)
+            if self.optimizer is not None:
+                raise ValueError(
+                    "layer_lr_decay sets the rates of the optimizer that Trainer makes, found one in `optimizers`. Make it "
+                    "with layerwise_parameter_groups(model, rate, decay, weight_decay) and leave layer_lr_decay out."
+                )
+        if not 0 <= kl_weight < math.inf:
+            raise ValueError(f"kl_weight must be at least 0, found {kl_weight}. Use 0 for no such term.")
+        if frozen_lm is not None and not kl_weight:
+            raise ValueError("frozen_lm is used by kl_weight alone, found kl_weight=0. Give both or none.")
+        self.layer_lr_decay = layer_lr_decay
+        self._frozen = FrozenLM(self._joint_model(), kl_weight, frozen_lm) if kl_weight else None
         self._schedule = LM_WEIGHT_SCHEDULES.get(lm_weight_schedule, lm_weight_schedule)
         self._lm_items: torch.Tensor | None = None
         self._last_lm_weight = 0.0
@@ -64,6 +102,18 @@ class JointLossTrainer(PretrainingTrainer):
     def _joint_model(self):
         return self.accelerator.unwrap_model(self.model)
 
+    def create_optimizer(self, *args, **kwargs):
+        """As in Trainer; with `layer_lr_decay` the optimizer gets a group for each layer."""
+        new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if new and self.layer_lr_decay is not None:
+            optimizer.param_groups.clear()
+            rate, decay = self.args.learning_rate, self.args.weight_decay
+            groups = layerwise_parameter_groups(self._joint_model(), rate, self.layer_lr_decay, decay)
+            for group in groups:
+                optimizer.add_param_group(group)
+        return optimizer
+
     # Exact means
 
     def _get_num_items_in_batch(self, batch_samples, device):
@@ -77,20 +127,28 @@ class JointLossTrainer(PretrainingTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As in Trainer, with the language model's count and the current lambda; remembers the parts for the log."""
+        joint = self._joint_model()
+        weight = self.lm_weight() if model.training else joint.config.lm_loss_weight
         if model.training:
-            self._last_lm_weight = self.lm_weight()
-            inputs = inputs | {
-                "num_lm_items_in_batch": self._lm_items,
-                "lm_loss_weight": self._last_lm_weight,
-            }
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            self._last_lm_weight = weight
+            inputs = inputs | {"num_lm_items_in_batch": self._lm_items, "lm_loss_weight": weight}
+        if self._frozen is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with self._frozen.added(joint, weight, self.accelerator.autocast):
+            inputs = inputs | {"lm_loss_weight": weight or 1.0}
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if model.training and self._frozen.value is not None:
+            self._train_parts["kl_loss"] += self._frozen.value
+        return result
 
     def _evaluated_loss(self, model, inputs):
         inputs, joint = self._without_repeats(inputs), self._joint_model()
         # A mean over one item is a sum.
         ones = {"num_items_in_batch": 1, "num_lm_items_in_batch": 1}
         loss, outputs = Trainer.compute_loss(self, model, inputs | ones, True)
-        for name, part in outputs.items():
+        # Not in the outputs, of which Trainer makes predictions.
+        divergence = None if self._frozen is None else self._frozen.value
+        for name, part in [*outputs.items(), ("kl_loss", divergence)]:
             if name.endswith("_loss") and part is not None:
                 self._sums[name] += part.detach().double()
                 count = joint.count_task_items if name == "task_loss" else joint.count_lm_items
@@ -125,6 +183,8 @@ class JointLossTrainer(PretrainingTrainer):
         if means:
             weight = self._joint_model().config.lm_loss_weight
             means["loss"] = means.get("task_loss", 0.0) + weight * means.get("lm_loss", 0.0)
+            if self._frozen is not None:
+                means["loss"] += self._frozen.weight * means.get("kl_loss", 0.0)
             means["lm_weight"] = weight
             output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in means.items()})
         return output

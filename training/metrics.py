@@ -1,4 +1,4 @@
-"""Scores of classifiers, from predictions that Trainer gathered."""
+"""Scores of a task, from predictions that Trainer gathered."""
 
 from collections.abc import Callable, Sequence
 
@@ -25,7 +25,7 @@ def classification_scores(label_names: Sequence[str]) -> Callable[[EvalPredictio
         A function from gathered class ids and labels (-100 is skipped) to accuracy and macro F1, and for entities
         `entity_f1` by seqeval.
     """
-    entities = any(name.startswith("I-") for name in label_names)
+    entities = has_entities(label_names)
 
     def scores(gathered: EvalPrediction) -> dict[str, float]:
         predicted, labels = gathered.predictions, gathered.label_ids
@@ -39,6 +39,68 @@ def classification_scores(label_names: Sequence[str]) -> Callable[[EvalPredictio
         return result
 
     return scores
+
+
+def numbers(predicted: Tensor, labels: Tensor) -> Tensor:
+    """Keep the one number of a row (for `preprocess_logits_for_metrics`): (N, 1) to (N,), in float32."""
+    return predicted.float().squeeze(-1)
+
+
+def choice_scores(gathered: EvalPrediction) -> dict[str, float]:
+    """A `compute_metrics` for multiple choice: accuracy over rows with a label."""
+    known = gathered.label_ids != -100
+    right = gathered.predictions == gathered.label_ids
+    return {"accuracy": float(right[known].mean()) if known.any() else 0.0}
+
+
+def regression_scores(gathered: EvalPrediction) -> dict[str, float]:
+    """A `compute_metrics` for numbers: Pearson's and Spearman's correlation and the mean squared error, -100 left out."""
+    labels = np.asarray(gathered.label_ids, dtype=np.float64).reshape(-1)
+    predicted = np.asarray(gathered.predictions, dtype=np.float64).reshape(-1)
+    known = labels != -100
+    predicted, labels = predicted[known], labels[known]
+    return {
+        "pearson": pearson(predicted, labels),
+        "spearman": pearson(ranks(predicted), ranks(labels)),
+        "mse": float(((predicted - labels) ** 2).mean()) if len(labels) else 0.0,
+    }
+
+
+def pearson(one: np.ndarray, other: np.ndarray) -> float:
+    """Correlation of two rows of numbers, (N,) each; 0 where one of them does not vary."""
+    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return 0.0
+    one, other = one - one.mean(), other - other.mean()
+    return float((one * other).sum() / np.sqrt((one**2).sum() * (other**2).sum()))
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Places from 1 in rising order, (N,); equal values share the mean of their places."""
+    _, kinds, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum()
+    return (last - (counts - 1) / 2)[kinds]
+
+
+def check_entity_scores(label_names: Sequence[str]) -> None:
+    """Refuse, before training, to tag entities where nothing could score them.
+
+    Args:
+        label_names: class names.
+
+    Raises:
+        ImportError: B-/I- names without seqeval.
+    """
+    if not has_entities(label_names):
+        return
+    try:
+        import seqeval  # noqa: F401
+    except ImportError as error:
+        raise ImportError("entity F1 needs seqeval: pip install 'heirloom-lm[train]'") from error
+
+
+def has_entities(label_names: Sequence[str]) -> bool:
+    """Whether labels are of the BIO kind."""
+    return any(name.startswith("I-") for name in label_names)
 
 
 def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:

@@ -10,7 +10,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#1f5a85", "#c8553d", "#588157", "#8d6a9f")
-NAMES = {"loss": "training", "eval_loss": "held out", "forward_loss": "forward", "backward_loss": "backward"}
+NAMES = {
+    "loss": "training",
+    "eval_loss": "held out",
+    "forward_loss": "forward",
+    "backward_loss": "backward",
+    "task_loss": "task, training",
+    "eval_task_loss": "task, held out",
+    "lm_loss": "language model, training",
+    "eval_lm_loss": "language model, held out",
+}
 
 
 def plot_curves(
@@ -83,6 +92,42 @@ def plot_layer_weights(shares: Sequence[float], title: str = "What the task read
     axes.axhline(1 / len(shares), color=COLOURS[1], linewidth=1, linestyle="--", label="before training")
     axes.set_ylabel("share of the mix")
     axes.set_ylim(0, max(shares) * 1.25)
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_forgetting(
+    records: Sequence[dict], title: str = "What the language model forgot and learnt"
+) -> Figure:
+    """How far each text's language-model loss moved from where it was before training.
+
+    Args:
+        records: of a forgetting report, with `step` and `forgetting_{name}_lm_loss`.
+        title: over the picture.
+
+    Returns:
+        The picture; above the line a text is predicted worse than before.
+
+    Raises:
+        ValueError: no such numbers.
+    """
+    start, end = "forgetting_", "_lm_loss"
+    keys = dict.fromkeys(k for record in records for k in record if k.startswith(start) and k.endswith(end))
+    if not keys:
+        raise ValueError(
+            f"found no {start}*{end} in {len(records)} records. Train with the callback ForgettingReport."
+        )
+    figure, axes = _figure(title)
+    axes.axhline(0, color="#999999", linewidth=1, linestyle="--")
+    for colour, key in zip(COLOURS * len(keys), keys, strict=False):
+        points = [(record["step"], record[key]) for record in records if key in record]
+        before = points[0][1]
+        steps, changes = zip(*((step, loss - before) for step, loss in points), strict=True)
+        name = key.removeprefix(start).removesuffix(end)
+        label = f"{name} ({before:.2f} before)"
+        axes.plot(steps, changes, color=colour, label=label, linewidth=1.6, marker="o", markersize=4)
+    axes.set_xlabel("step")
+    axes.set_ylabel("change, nats a token")
     axes.legend(frameon=False)
     return figure
 
