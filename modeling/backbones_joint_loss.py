@@ -25,6 +25,7 @@ STOCK = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM}
 NAMES = {"causal": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "masked": MODEL_FOR_MASKED_LM_MAPPING_NAMES}
 # Listed by Transformers as causal, but without further inputs a position sees what comes after it.
 SEE_THE_FUTURE = ("cpmant", "xlm", "xlnet")
+TWO_WAY = ("bert-generation",)  # like the masked types, an encoder unless told otherwise
 POSITION_TABLES = ("embed_positions", "position_embeddings", "positions_embed", "wpe")
 
 
@@ -91,6 +92,24 @@ def check_objective(config: PreTrainedConfig, objective: str) -> None:
         )
 
 
+def check_decoder(config: PreTrainedConfig, objective: str) -> None:
+    """Refuse a causal loss of a model whose positions see each other: BERT's family is causal only as a decoder.
+
+    Args:
+        config: of the model, as it is loaded.
+        objective: "causal", "masked" or "bidirectional".
+
+    Raises:
+        ValueError: no decoder.
+    """
+    both_ways = config.model_type in (*NAMES["masked"], *TWO_WAY) and not config.is_encoder_decoder
+    if objective == "causal" and both_ways and getattr(config, "is_decoder", None) is False:
+        raise ValueError(
+            f"{config.model_type!r} sees the tokens that it would have to predict, unless it is a decoder, found "
+            "is_decoder=False. Load it with is_decoder=True, or use lm_objective='masked' where it has that head."
+        )
+
+
 def open_language_model(
     model: str | PreTrainedModel, objective: str | None = None, **kwargs
 ) -> tuple[PreTrainedModel, str]:
@@ -145,6 +164,7 @@ def _check_loaded(model: PreTrainedModel, objective: str | None) -> tuple[PreTra
             f"{name} has no {objective} language-model head. Load the model with {STOCK[objective].__name__}."
         )
     check_objective(model.config, objective)
+    check_decoder(model.config, objective)
     if model.config.is_encoder_decoder:
         find_objective(model.config, [name])  # says why not
     return model, objective
@@ -164,6 +184,7 @@ def build_language_model(config: PreTrainedConfig, objective: str) -> PreTrained
         ValueError: it has no such head.
     """
     check_objective(config, objective)
+    check_decoder(config, objective)
     if config.model_type in OWN_MODELS:
         return OWN_MODELS[config.model_type][0](config)
     if config.is_encoder_decoder:

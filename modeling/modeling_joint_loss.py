@@ -305,6 +305,10 @@ class JointLossPreTrainedModel(PreTrainedModel):
         }
         rows, stream = self._rows(batch), self._lm_stream(batch)
         weight = self.config.lm_loss_weight if lm_loss_weight is None else lm_loss_weight
+        if not 0 <= weight < float("inf"):
+            raise ValueError(
+                f"lm_loss_weight must be at least 0, found {weight}. Use 0 to train the task alone."
+            )
         targets = None
         if weight > 0 and (labels is not None or lm_targets is not None):
             targets = self._targets(stream or rows, lm_targets)

@@ -468,6 +468,8 @@ LABELS = torch.tensor([0, 1])
         ("classes", {}, {"lm_targets": IDS + VOCAB}, r"lm_targets must lie in 0..39, found"),
         ("classes", {}, {"lm_targets": IDS - VOCAB}, r"lm_targets must lie in 0..39, found"),
         ("classes", {}, {"lm_attention_mask": IDS}, r"must hold lm_input_ids"),
+        ("classes", {}, {"lm_loss_weight": -0.5}, r"lm_loss_weight must be at least 0, found -0.5"),
+        ("classes", {}, {"lm_loss_weight": float("nan")}, r"lm_loss_weight must be at least 0, found nan"),
         ("classes", {}, {"lm_input_ids": IDS + VOCAB}, r"lm_input_ids must lie in 0..39"),
     ],
 )

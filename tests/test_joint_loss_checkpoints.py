@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForTokenClassification,
     BartConfig,
     BartForConditionalGeneration,
+    BertLMHeadModel,
     BertModel,
     FalconH1Config,
     FalconH1ForCausalLM,
@@ -334,6 +335,15 @@ def test_models_that_do_not_fit(tmp_path):
     assert torch.equal(loaded(ids).logits, decoder(ids).logits)
     xlnet = XLNetConfig(vocab_size=20, d_model=8, n_layer=1, n_head=2, d_inner=8)
     refused("'xlnet' sees the tokens that it would have to predict", XLNetLMHeadModel(xlnet))
+    bert = language_model("bert")
+    bert.save_pretrained(tmp_path / "bert")
+    words = "'bert' sees the tokens .*, unless it is a decoder, found is_decoder=False. Load it with is_decoder=True"
+    refused(words, BertLMHeadModel(bert.config))
+    refused(words, tmp_path / "bert", "causal")
+    decoder = CLASSES.from_backbone_pretrained(tmp_path / "bert", "causal", backbone_kwargs={"is_decoder": True})
+    decoder.save_pretrained(tmp_path / "bert decoder")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert decoder")
+    assert loaded.language_model.config.is_decoder
     ViTConfig().save_pretrained(tmp_path / "vit")
     refused("'vit' has neither a causal nor a masked language-model head", tmp_path / "vit")
     joint("gpt2").save_pretrained(tmp_path / "joint")
