@@ -7,6 +7,7 @@ collators get the same rows; "whole word" gets offsets too.
 """
 
 import argparse
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -14,8 +15,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models
-from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorForPermutationLanguageModeling,
+    PreTrainedTokenizerFast,
+)
 
+from heirloom.objectives.attention_masks import unified_lm_mask
+from heirloom.objectives.documents import Documents
 from heirloom.objectives.masking import (
     KnowledgeMasking,
     NgramMasking,
@@ -36,6 +43,9 @@ from heirloom.objectives.noise import (
     TokenDeletion,
     denoising,
 )
+from heirloom.objectives.permutation import PermutationTargets
+from heirloom.objectives.sentence_pairs import pairs, truncated
+from heirloom.objectives.text_packing import pack_contiguous, pack_full_sentences
 from heirloom.objectives.token_batch import TokenBatch, Vocabulary, generator
 
 SIZE, STOP, WORD = 30522, 100, 0.77  # a token in four continues a word; a sentence has 25 tokens
@@ -57,9 +67,19 @@ OURS = {
     "rotation": DocumentRotation(),
     "MASS": MassFragment(),
     "T5": SpanCorruption(),
+    "permutation": PermutationTargets(),
+    "permutation, units of tokens": PermutationTargets(unit="token"),
 }
 DENOISING = ("deletion", "infilling", "sentence permutation", "BART: permutation, infilling", "rotation")
-WITHOUT_WORDS = (*DENOISING, "token", "token, trigram shuffle", "replaced tokens", "MASS", "T5")
+WITHOUT_WORDS = (
+    *DENOISING,
+    "token",
+    "token, trigram shuffle",
+    "replaced tokens",
+    "MASS",
+    "T5",
+    "permutation, units of tokens",
+)
 
 
 def rows_of(count: int, length: int) -> list[dict]:
@@ -102,7 +122,31 @@ def stock(rows: list[dict]) -> dict[str, Callable]:
     word = DataCollatorForLanguageModeling(
         tokenizer, whole_word_mask=True, mask_replace_prob=1, random_replace_prob=0
     )
-    return {"stock token": lambda _: token(plain), "stock whole word": lambda _: word(spaced)}
+    order = DataCollatorForPermutationLanguageModeling(tokenizer)
+    return {
+        "stock token": lambda _: token(plain),
+        "stock whole word": lambda _: word(spaced),
+        "stock permutation": lambda _: order(plain),
+    }
+
+
+def over_the_corpus(tokens: int) -> dict[str, Callable]:
+    """Tables over a whole corpus, documents of 1 to 39 sentences of about 25 tokens."""
+    rng = np.random.default_rng(0)
+    sentences = np.append(0, np.cumsum(rng.poisson(24, tokens // 25) + 1))
+    documents = np.unique(np.append(0, np.cumsum(rng.integers(1, 40, len(sentences) // 20))))
+    documents = np.append(documents[documents < len(sentences) - 1], len(sentences) - 1)
+    corpus = Documents(rng.integers(4, SIZE, sentences[-1]).astype(np.int32), sentences, documents)
+
+    def table(step: int) -> np.ndarray:
+        found = pairs(corpus, random.Random(step), "nsp", 125, 0.1, "other")
+        return truncated(generator(0, step), found, 125)
+
+    return {
+        "pair table": table,
+        "contiguous": lambda _: pack_contiguous(corpus, 512),
+        "full sentences": lambda _: pack_full_sentences(corpus, 512),
+    }
 
 
 def main() -> None:
@@ -129,10 +173,18 @@ def main() -> None:
     seconds = {name: median_seconds(run, options.runs) for name, run in stock(rows).items()}
     slow = seconds["stock token"]
     seconds |= {name: median_seconds(ours(name), options.runs) for name in OURS}
+    lengths = np.full(options.rows, options.length)
+    seconds["UniLM masks"] = median_seconds(
+        lambda _: unified_lm_mask(np.arange(options.rows) % 4, lengths // 2, lengths), options.runs
+    )
     print(f"{'':30}{'ms':>8}{'M tokens/s':>12}{'x stock token':>15}")
     for name, time_taken in seconds.items():
         speed = options.rows * options.length / time_taken / 1e6
         print(f"{name:30}{time_taken * 1e3:8.2f}{speed:12.1f}{slow / time_taken:15.1f}")
+    size = 1_000_000
+    for name, run in over_the_corpus(size).items():
+        time_taken = median_seconds(run, 3)
+        print(f"{name:30}{time_taken * 1e3:8.2f}{size / time_taken / 1e6:12.1f}")
 
 
 if __name__ == "__main__":
