@@ -30,10 +30,26 @@ _LAZY |= {
     for place in places
 }
 _LAZY |= {
+    "ForgettingReport": ("training", "forgetting_report.ForgettingReport"),
+    "GenerationScores": ("training", "generated_text.GenerationScores"),
+    "GradualUnfreezing": ("training", "layerwise.GradualUnfreezing"),
+    "InputTemplate": ("objectives", "input_forms.InputTemplate"),
+    "JointLossCollator": ("objectives", "joint_collators.JointLossCollator"),
+    "JointLossTrainer": ("training", "joint_trainer.JointLossTrainer"),
+    "JointSeq2SeqTrainer": ("training", "seq2seq_trainer.JointSeq2SeqTrainer"),
+    "MonolingualCollator": ("objectives", "seq2seq.MonolingualCollator"),
+    "MonolingualText": ("training", "seq2seq_trainer.MonolingualText"),
+    "ParallelCollator": ("objectives", "seq2seq.ParallelCollator"),
+    "PretrainingTrainer": ("training", "trainer.PretrainingTrainer"),
+    "ReplaySentences": ("objectives", "joint_collators.ReplaySentences"),
     "ScalarMix": ("modeling", "scalar_mix.ScalarMix"),
+    "Seq2SeqArguments": ("training", "seq2seq_arguments.Seq2SeqArguments"),
+    "StepDecay": ("training", "seq2seq_trainer.StepDecay"),
     "lstmp": ("modeling", "lstmp.lstmp"),
+    "open_tokenizers": ("training", "parallel_text.open_tokenizers"),
     "lexical_substitutes": ("sharing", "scoring.lexical_substitutes"),
     "score_sentences": ("sharing", "scoring.score_sentences"),
+    "train_seq2seq": ("training", "seq2seq.train_seq2seq"),
     "translate": ("sharing", "translation.translate"),
 }
 __all__ = ["__version__", *_LAZY]

@@ -59,12 +59,17 @@ def check_options(where: str, arguments: list[str]) -> None:
     if f"\n  {' '.join(arguments[1:2])} " in help_of(*verb).partition("\nCommands:")[2]:
         verb = arguments[:2]
     known = set(re.findall(r"--[\w-]+", help_of(*verb)))
-    if verb[0] in ("pretrain", "finetune"):
+    if verb[0] in ("pretrain", "finetune", "train-seq2seq"):
         from transformers import TrainingArguments
 
         from heirloom.training.arguments import FinetuneArguments, PretrainArguments
+        from heirloom.training.seq2seq_arguments import Seq2SeqArguments
 
-        own = {"pretrain": PretrainArguments, "finetune": FinetuneArguments}[verb[0]]
+        own = {
+            "pretrain": PretrainArguments,
+            "finetune": FinetuneArguments,
+            "train-seq2seq": Seq2SeqArguments,
+        }[verb[0]]
         fields = (*dataclasses.fields(TrainingArguments), *dataclasses.fields(own))
         known |= {f"--{field.name}" for field in fields}
     named = {word.split("=")[0] for word in arguments if word.startswith("--")}
