@@ -5,17 +5,15 @@ import dataclasses
 import functools
 import io
 import itertools
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked_cli import ForkedCommands
 
 ROOT = Path(__file__).resolve().parents[1]
-HEIRLOOM = Path(sys.executable).with_name("heirloom")
+heirloom = ForkedCommands()
 BLOCK = re.compile(r"^```(python|bash)(?: (no-run))?\n(.*?)^```$|^<!--(setup)\n(.*?)^-->$", re.M | re.S)
 PROMISE = re.compile(r"^\s*# -> ?(.*)$", re.M)
 
@@ -41,9 +39,13 @@ def run_python(path: Path, line: int, code: str, namespace: dict, run: bool) -> 
             assert found == promised, f"{path.name}:{line} prints something else than its `# ->` lines say"
 
 
-def heirloom(*arguments: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
-    return subprocess.run([HEIRLOOM, *arguments], capture_output=True, text=True, env=environment)
+@pytest.fixture(scope="module", autouse=True)
+def command_line():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        patch.setenv("NO_COLOR", "1")
+        yield
+        heirloom.close()
 
 
 @functools.cache
