@@ -28,6 +28,7 @@ from .packing import unflatten
 from .recurrent_cache import RecurrentCache
 from .vocabulary_softmax import log_probabilities, make_softmax, target_loss
 
+FEW_ROWS = 16  # with more of them oneDNN is the faster one
 BUFFER = 2**22  # log probabilities that `token_scores` holds at a time
 
 
@@ -46,6 +47,9 @@ def run_lstm(
         Outputs (B, T, P), of no meaning behind a row's end, and each row's own last state.
     """
     before = tuple(part.to(inputs.dtype) for part in state)
+    if lengths is None and _is_small_step(layer, inputs):
+        h, c = torch.lstm_cell(inputs[:, 0], before, *layer.all_weights[0])
+        return h.unsqueeze(1), (h, c)
     start = tuple(part.unsqueeze(0).contiguous() for part in before)
     if lengths is None:
         outputs, (h, c) = layer(inputs, start)
@@ -57,6 +61,13 @@ def run_lstm(
     read = (lengths > 0)[:, None]
     h, c = (torch.where(read, new[0], old) for new, old in zip(after, before, strict=True))
     return outputs, (h, c)
+
+
+def _is_small_step(layer: nn.LSTM, inputs: Tensor) -> bool:
+    """Whether it is one token of few rows on a CPU, where oneDNN spends its time on laying out the weights anew."""
+    few = inputs.shape[1] == 1 and len(inputs) <= FEW_ROWS
+    plain = not (layer.proj_size or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+    return few and plain and inputs.device.type == "cpu" and inputs.dtype == layer.weight_ih_l0.dtype
 
 
 def last_tokens(hidden: Tensor, mask: Tensor | None) -> Tensor:

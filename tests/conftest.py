@@ -1,6 +1,7 @@
 """What every test starts from: no network, few threads, no display, the same random numbers."""
 
 import atexit
+import logging
 import os
 import random
 import shutil
@@ -21,8 +22,11 @@ if "HF_HOME" not in os.environ:
 
 @pytest.fixture(autouse=True)
 def same_start():
-    """Seeds and threads of each test; torch only where the test's file has imported it."""
+    """Seeds, threads and log levels of each test; torch and Transformers only where the test's file has imported them."""
     random.seed(0)
+    logging.getLogger("heirloom").setLevel(logging.NOTSET)
+    if transformers := sys.modules.get("transformers.utils.logging"):
+        transformers.set_verbosity_warning()  # benchmarks say less
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
         torch.set_num_threads(1)  # tiny models gain nothing from more, and lose on a busy machine

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from heirloom.modeling.configuration_lstm_lm import LstmLMConfig
+from heirloom.modeling.modeling_lstm_lm import FEW_ROWS, run_lstm
 from heirloom.modeling.recurrent_cache import RecurrentCache
 
 ROWS = [[1, 5, 2, 12, 3], [7, 3], [4, 4, 9], []]
@@ -139,6 +140,29 @@ def test_parts_of_a_batch_sum_to_its_loss(changes):
         sum(part.loss for part in parts).double(), model(ids, mask, labels=ids).loss.double()
     )
     assert parts[1].loss > 0
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+def test_a_step_of_few_rows_is_the_layers_step(rows, monkeypatch):
+    """The cell runs without gradients, for few rows of one token, and only there."""
+    cells = []
+    cell = torch.lstm_cell
+    monkeypatch.setattr(torch, "lstm_cell", lambda *given: cells.append(rows) or cell(*given))
+    layer = torch.nn.LSTM(3, 4, batch_first=True)
+    inputs, state = torch.randn(rows, 1, 3), (torch.randn(rows, 4), torch.randn(rows, 4))
+    outputs, after = run_lstm(layer, inputs, state)
+    assert not cells
+    with torch.no_grad():
+        fast, fast_after = run_lstm(layer, inputs, state)
+        assert len(cells) == (rows <= FEW_ROWS)
+        run_lstm(layer, inputs.expand(-1, 2, -1), state)
+        run_lstm(layer, inputs, state, torch.ones(rows, dtype=torch.long))
+        run_lstm(torch.nn.LSTM(3, 4, batch_first=True, proj_size=2), inputs, (state[0][:, :2], state[1]))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            run_lstm(layer, inputs, state)
+    assert len(cells) == (rows <= FEW_ROWS)
+    torch.testing.assert_close(fast, outputs)
+    torch.testing.assert_close(fast_after, after)
 
 
 def test_missing_rows_of_the_states_are_zero_and_further_rows_are_kept():

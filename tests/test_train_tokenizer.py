@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -35,7 +36,7 @@ def prose() -> list[str]:
     root = Path(__file__).parents[1]
     files = [root / "LICENSE", root / "README.md", *sorted((root / "docs").glob("*.md"))]
     lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    return [line.replace("<eos>", "eos").replace("<UNK>", "unk") for line in lines]  # marks are no text
+    return [re.sub(r"<(eos|unk|UNK)>", r"\1", line) for line in lines]  # marks are no text
 
 
 def trained(rows, kind, size=300, **options):
