@@ -40,6 +40,7 @@ from heirloom.modeling.modeling_joint_loss import (
 from heirloom.objectives.collators import TokenSentenceCollator
 from heirloom.objectives.input_forms import InputTemplate
 from heirloom.objectives.joint_collators import JointLossCollator, ReplaySentences
+from heirloom.objectives.text_packing import DataCollatorForCausalLanguageModeling, pack_contiguous
 from heirloom.training.joint_trainer import JointLossTrainer
 from heirloom.training.tokenizers import train_tokenizer
 from heirloom.training.trainer import PretrainingTrainer
@@ -48,6 +49,7 @@ GENERAL = ("masc_speeches", "novels_pd")
 TASKS = ("subj", "snips")  # one text a row
 VOCABULARY, SIZE, LAYERS, POSITIONS = 3000, 128, 3, 64
 BATCH = 16
+ROWS = 32  # of a batch of pre-training
 WAYS = {  # of SUBJ, all from the pre-trained model: lambda, what the language model reads, weight of KL(frozen LM || LM)
     "λ = 0": (0.0, "nothing", 0.0),
     "λ = 0.5 on the task's text": (0.5, "task", 0.0),
@@ -131,17 +133,15 @@ def pretrain(data: Path, folder: Path, steps: int) -> None:
     texts += [" ".join(row["tokens"]) for row in tagged_rows(data, "train")]
     random.Random(0).shuffle(texts)
     tokenizer, _ = train_tokenizer(texts[:20_000], "bpe", VOCABULARY)
-    texts = texts[: 64 * steps]
-    ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=POSITIONS - 2)["input_ids"]
-    rows = datasets.Dataset.from_dict({"words": ids, "length": [len(row) for row in ids]})
+    documents = [[text] for text in texts[: ROWS * steps * 2]]  # more than enough
+    blocks = pack_contiguous(documents, POSITIONS, tokenizer.eos_token_id, tokenizer)
     set_seed(0)
-    options = {"max_steps": steps, "per_device_train_batch_size": 64, "learning_rate": 2e-3}
-    options["train_sampling_strategy"] = "group_by_length"
+    options = {"max_steps": steps, "per_device_train_batch_size": ROWS, "learning_rate": 2e-3}
     trainer = PretrainingTrainer(
         new_model(len(tokenizer), tokenizer.eos_token_id),
         arguments(folder, 0, **options),
-        train_dataset=rows,
-        data_collator=TokenSentenceCollator(tokenizer),
+        train_dataset=blocks,
+        data_collator=DataCollatorForCausalLanguageModeling(tokenizer),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()

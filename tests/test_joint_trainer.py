@@ -2,9 +2,6 @@
 
 import copy
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,6 +16,7 @@ from reference.joint_loss_naive import (
 )
 from reference.kl_naive import naive_divergence
 from transformers import GPT2ForSequenceClassification, Trainer, TrainingArguments
+from two_processes import run_in_two_processes
 
 from heirloom.training.joint_presets import OpenAIAdam, openai_optimizers
 from heirloom.training.joint_trainer import LM_WEIGHT_SCHEDULES, JointLossTrainer
@@ -420,39 +418,19 @@ def test_two_processes_change_nothing(reduction, tmp_path):
     """
     kl_weight = 0.0 if reduction == "token" else 2.0
     extra = {"lm_loss_reduction": reduction, "kl_weight": kl_weight}
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import importlib.util, pathlib, sys, torch\n"
-        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
-        f"spec = importlib.util.spec_from_file_location('suite', {__file__!r})\n"
-        "suite = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(suite)\n"
-        f"folder = pathlib.Path({str(tmp_path)!r})\n"
-        f"options = dict({extra!r}, ddp_backend='gloo')\n"
-        f"options['callbacks'] = [suite.GradualUnfreezing(every_steps=1)] if {kl_weight} else []\n"
-        "options['compute_metrics'] = lambda predicted: {'rows': len(predicted.label_ids)}\n"
-        "trainer = suite.make_trainer(folder, 'bert', 'choices', 2, 2, **options)\n"
-        "trainer.train()\n"
-        "metrics = trainer.evaluate()\n"
-        "if trainer.is_world_process_zero():\n"
-        "    logs = [record for record in trainer.state.log_history if 'loss' in record]\n"
-        "    weights = {name: p.detach() for name, p in trainer.model.named_parameters()}\n"
-        "    torch.save({'weights': weights, 'logs': logs, 'eval': metrics}, folder / 'result')\n"
-        "torch.distributed.barrier()\n"
-        "torch.distributed.destroy_process_group()\n"
-    )
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(script),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    code = f"""
+options = dict({extra!r}, ddp_backend="gloo")
+options["callbacks"] = [suite.GradualUnfreezing(every_steps=1)] if {kl_weight} else []
+options["compute_metrics"] = lambda predicted: {{"rows": len(predicted.label_ids)}}
+trainer = suite.make_trainer(folder, "bert", "choices", 2, 2, **options)
+trainer.train()
+metrics = trainer.evaluate()
+if trainer.is_world_process_zero():
+    logs = [record for record in trainer.state.log_history if "loss" in record]
+    weights = {{name: p.detach() for name, p in trainer.model.named_parameters()}}
+    torch.save({{"weights": weights, "logs": logs, "eval": metrics}}, folder / "result")
+"""
+    run_in_two_processes(__file__, tmp_path, code)
     two = torch.load(tmp_path / "result", weights_only=True)
     extra["callbacks"] = [GradualUnfreezing(every_steps=1)] if kl_weight else []
     one = make_trainer(tmp_path / "one", "bert", "choices", 8, 1, **extra)

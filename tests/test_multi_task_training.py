@@ -1,9 +1,6 @@
 """MultiTaskTrainer: one step however it is cut or spread, each task in the log."""
 
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +9,7 @@ from reference import multi_task_naive as naive
 from reference.joint_loss_naive import language_model
 from reference.multi_task_rows import NAMES, TASKS, WORDS, dataset, datasets, row
 from transformers import TrainingArguments
+from two_processes import run_in_two_processes
 
 from heirloom.modeling.modeling_multi_task import MultiTaskModel
 from heirloom.objectives.multi_task import ContinualSchedule, MultiTaskCollator, MultiTaskDataset, TaskRows
@@ -268,40 +266,20 @@ def test_the_best_checkpoint_is_kept_by_any_of_these(tmp_path):
 
 def test_two_processes_change_nothing(tmp_path):
     """With batches of several tasks in a step, rows that only one process has, and repeated rows in evaluation."""
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import importlib.util, pathlib, sys, torch\n"
-        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
-        f"spec = importlib.util.spec_from_file_location('suite', {__file__!r})\n"
-        "suite = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(suite)\n"
-        f"folder = pathlib.Path({str(tmp_path)!r})\n"
-        "sets = suite.datasets(**dict.fromkeys(suite.NAMES, 7))\n"
-        "results = []\n"
-        "for batches, steps in ((suite.Fixed, 3), (suite.dataset, 7)):\n"
-        "    size = 1 if batches is suite.Fixed else 2\n"
-        "    trainer = suite.make_trainer(folder, size, 2, batches, evaluated=sets, max_steps=steps, ddp_backend='gloo')\n"
-        "    trainer.train()\n"
-        "    metrics = trainer.evaluate()\n"
-        "    logs = [record for record in trainer.state.log_history if 'loss' in record]\n"
-        "    weights = {name: p.detach() for name, p in trainer.model.named_parameters()}\n"
-        "    results.append({'weights': weights, 'logs': logs, 'eval': metrics})\n"
-        "torch.save(results, folder / f'result{trainer.args.process_index}')\n"
-        "torch.distributed.barrier()\n"
-        "torch.distributed.destroy_process_group()\n"
-    )
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(script),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    code = """
+sets = suite.datasets(**dict.fromkeys(suite.NAMES, 7))
+results = []
+for batches, steps in ((suite.Fixed, 3), (suite.dataset, 7)):
+    size = 1 if batches is suite.Fixed else 2
+    trainer = suite.make_trainer(folder, size, 2, batches, evaluated=sets, max_steps=steps, ddp_backend="gloo")
+    trainer.train()
+    metrics = trainer.evaluate()
+    logs = [record for record in trainer.state.log_history if "loss" in record]
+    weights = {name: p.detach() for name, p in trainer.model.named_parameters()}
+    results.append({"weights": weights, "logs": logs, "eval": metrics})
+torch.save(results, folder / f"result{trainer.args.process_index}")
+"""
+    run_in_two_processes(__file__, tmp_path, code)
     processes = [torch.load(tmp_path / f"result{rank}", weights_only=False) for rank in (0, 1)]
     settings = ((Fixed, 2, 3), (dataset, 4, 7))
     for number, (batches, size, steps) in enumerate(settings):

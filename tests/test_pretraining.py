@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, XLNetConfig, XLNetLMHeadModel, set_seed
+from two_processes import run_in_two_processes
 
 from heirloom.modeling.modeling_elmo import ElmoForPreTraining
 from heirloom.modeling.modeling_lstm_lm import LstmLMForCausalLM
@@ -439,30 +440,16 @@ def test_what_is_wrong_is_said(changes, message, text, tmp_path, monkeypatch):
 
 
 def test_two_processes_are_one_with_twice_the_lanes(text, tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import importlib.util, pathlib, sys, torch\n"
-        "from heirloom.sharing.runs import run_pretraining\n"
-        f"spec = importlib.util.spec_from_file_location('suite', {__file__!r})\n"
-        "suite = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(suite)\n"
-        "torch.set_num_threads(1)\n"
-        f"text, folder = pathlib.Path({str(text)!r}), pathlib.Path({str(tmp_path)!r})\n"
-        "for family in suite.FAMILIES:\n"
-        "    arguments = suite.options(text, family, dropout=0.0)\n"
-        "    own = {'ddp_backend': 'gloo', 'gradient_accumulation_steps': 2, 'max_steps': 4}\n"
-        "    run_pretraining(arguments, suite.settings(folder / f'{family} 2', **own))\n"
-        "torch.distributed.barrier()\n"
-        "torch.distributed.destroy_process_group()\n"
-    )
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run(
-        [sys.executable, *launch, str(script)],
-        check=True,
-        timeout=300,
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    code = f"""
+from heirloom.sharing.runs import run_pretraining
+
+text = pathlib.Path({str(text)!r})
+for family in suite.FAMILIES:
+    arguments = suite.options(text, family, dropout=0.0)
+    own = {{"ddp_backend": "gloo", "gradient_accumulation_steps": 2, "max_steps": 4}}
+    run_pretraining(arguments, suite.settings(folder / f"{{family}} 2", **own))
+"""
+    run_in_two_processes(__file__, tmp_path, code)
     for family in FAMILIES:
         own = {"per_device_train_batch_size": 6, "per_device_eval_batch_size": 6}
         own |= {"gradient_accumulation_steps": 2, "max_steps": 4}

@@ -1,9 +1,6 @@
 """Joint training from files: resumed to the bit, the same over processes, unusual pairs, the verb, clear errors."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +23,7 @@ from transformers import (
     GPT2Config,
     TrainerCallback,
 )
+from two_processes import run_in_two_processes
 
 from heirloom.cli.main import app
 from heirloom.sharing.runs import run_seq2seq
@@ -94,19 +92,7 @@ def test_equal_seeds_give_equal_trainings(files, tmp_path):
 
 
 def test_two_processes_are_one_with_twice_the_batch(files, tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import pathlib, sys, torch\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import seq2seq_training\n"
-        "torch.set_num_threads(1)\n"
-        f"seq2seq_training.both(pathlib.Path({str(files)!r}), pathlib.Path({str(tmp_path)!r}), 2)\n"
-        "torch.distributed.barrier()\n"
-        "torch.distributed.destroy_process_group()\n"
-    )
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *launch, str(script)], check=True, timeout=280, cwd=tmp_path, env=env)
+    run_in_two_processes(__file__, tmp_path, f"suite.both(pathlib.Path({str(files)!r}), folder, 2)")
     both(files, tmp_path, 1)
     for name in ("ours", "ewc", "bert to gpt2"):
         logs = [read_log(tmp_path / f"{name} {count}") for count in (2, 1)]

@@ -2,14 +2,12 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModel, AutoModelForSequenceClassification, Trainer, TrainingArguments
+from two_processes import run_in_two_processes
 
 from heirloom.modeling.configuration_elmo import ElmoConfig
 from heirloom.modeling.modeling_elmo import ElmoForPreTraining, ElmoForTokenClassification
@@ -143,35 +141,16 @@ def test_perplexity_is_a_mean_over_targets(tmp_path):
 
 
 def test_two_processes_change_nothing(tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import importlib.util, pathlib, sys, torch\n"
-        f"spec = importlib.util.spec_from_file_location('suite', {__file__!r})\n"
-        "suite = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(suite)\n"
-        f"folder = pathlib.Path({str(tmp_path)!r})\n"
-        "trainer = suite.make_trainer(folder, 4, 1, ddp_backend='gloo')\n"
-        "trainer.train()\n"
-        "metrics = trainer.evaluate()\n"
-        "if trainer.is_world_process_zero():\n"
-        "    logs = [record for record in trainer.state.log_history if 'loss' in record]\n"
-        "    weights = list(trainer.model.state_dict().values())\n"
-        "    torch.save({'weights': weights, 'logs': logs, 'eval': metrics}, folder / 'result')\n"
-        "torch.distributed.barrier()\n"
-        "torch.distributed.destroy_process_group()\n"  # or the threads of one process may die with the other's sockets
-    )
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(script),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    code = """
+trainer = suite.make_trainer(folder, 4, 1, ddp_backend="gloo")
+trainer.train()
+metrics = trainer.evaluate()
+if trainer.is_world_process_zero():
+    logs = [record for record in trainer.state.log_history if "loss" in record]
+    weights = list(trainer.model.state_dict().values())
+    torch.save({"weights": weights, "logs": logs, "eval": metrics}, folder / "result")
+"""
+    run_in_two_processes(__file__, tmp_path, code)
     two = torch.load(tmp_path / "result", weights_only=True)
     one = make_trainer(tmp_path / "one", 8, 1)
     one.train()
