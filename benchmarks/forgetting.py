@@ -48,7 +48,7 @@ from heirloom.training.trainer import PretrainingTrainer
 GENERAL = ("masc_speeches", "novels_pd")
 TASKS = ("subj", "snips")  # one text a row
 VOCABULARY, SIZE, LAYERS, POSITIONS = 3000, 128, 3, 64
-BATCH = 16
+BATCH = 8
 ROWS = 32  # of a batch of pre-training
 WAYS = {  # of SUBJ, all from the pre-trained model: lambda, what the language model reads, weight of KL(frozen LM || LM)
     "λ = 0": (0.0, "nothing", 0.0),

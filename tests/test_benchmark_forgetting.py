@@ -66,8 +66,8 @@ def test_tables_and_conditions(bench, capsys):
             assert run["lm_weight"] == (0.5 if "λ = 0.5" in name else 0.0)
             assert (run["trained_lm_loss"] is not None) == ("0.5" in name)
             assert 0 <= run["accuracy"] <= 100
-    assert [tagging[name][0]["steps"] for name in tagging] == [2] * 4
-    assert [subj[name][0]["steps"] for name in subj] == [2] * 4
+    assert [tagging[name][0]["steps"] for name in tagging] == [4] * 4
+    assert [subj[name][0]["steps"] for name in subj] == [4] * 4
     # every condition begins with the same weights and rows, and ends with its own
     ends = {tuple(run["general_lm"] for run in runs) for runs in subj.values()}
     assert len(ends) == len(script.WAYS)
@@ -83,10 +83,10 @@ def test_the_pretrained_model_is_kept_and_ablation_counts_labels(bench, capsys):
     assert (folder / "lm" / "model.safetensors").stat().st_mtime_ns == written
     steps = {name: ways["λ = 0"][0]["steps"] for name, ways in results["results"].items()}
     assert steps == {
-        "subj, 16 labels": 1,
-        "subj, all labels": 6,
-        "snips, 16 labels": 1,
-        "snips, all labels": 6,
+        "subj, 16 labels": 2,
+        "subj, all labels": 10,
+        "snips, 16 labels": 2,
+        "snips, all labels": 10,
     }
     printed = capsys.readouterr().out
     assert "| | λ = 0 | λ = 0.5 | difference | by seed |" in printed
