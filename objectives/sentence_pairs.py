@@ -105,10 +105,14 @@ class SentencePairDataset(Dataset):
         self.cls, self.sep = special_id(tokenizer, "cls"), special_id(tokenizer, "sep")
         default = "sentence_order_label" if objective == "sop" else "next_sentence_label"
         self.label_name = label_name or default
+        self.epoch: int | None = None
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the pairs of this epoch; Trainer calls it."""
+        """Draw the pairs of this epoch; Trainer calls it, more than once an epoch."""
+        if epoch == self.epoch:
+            return
+        self.epoch = epoch
         rng = generator(self.seed, epoch)
         draw = random.Random(int(rng.integers(2**62)))
         if self.objective == "dialogue":

@@ -1,0 +1,208 @@
+"""Pre-training of stock models with exact means: BERT, RoBERTa, ALBERT, ELECTRA, BART, T5, XLNet, GPT-2 and their kin.
+
+However a step is cut into batches and spread over processes, its loss is the sum of its named parts, each a mean over the
+part's targets in the whole step.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainingArguments
+
+from ..modeling.gathered_head import KINDS, StockPretrainingLosses, StockPretrainingOutput
+from .trainer import PretrainingTrainer, perplexity
+
+WITH_PERPLEXITY = ("mlm_loss", "lm_loss", "seq2seq_loss")
+
+
+class StockPretrainingTrainer(PretrainingTrainer):
+    """`PretrainingTrainer` for stock models too; our own models train as they do there.
+
+    Training logs `loss` and the parts that the model has: `mlm_loss`, `nsp_loss`, `sop_loss`, `rtd_loss`, `lm_loss` or
+    `seq2seq_loss`. Evaluation gives `eval_loss`, the sum of the parts, `eval_{part}`, each a mean over its targets, and
+    `eval_perplexity` of the tokens. Masked language models make logits of masked positions alone.
+
+    Columns of the data set all reach the collator. Each epoch's number reaches `set_epoch` of the data set and of the
+    collator; in evaluation the collator's epoch is 0, so that every evaluation has the same masks.
+
+    Args:
+        model: stock or our own.
+        args: as in Trainer.
+
+    Raises:
+        ValueError: a model without a known pre-training head, a collator that does not fit it, or options under which
+            losses would not be exact.
+    """
+
+    def __init__(self, model: nn.Module, args: TrainingArguments, *more, **kwargs):
+        args = copy.copy(args)
+        args.remove_unused_columns = False  # strategies read word_ids, which no model does
+        super().__init__(model, args, *more, **kwargs)
+        self._epoch = 0
+        self._part_sums = torch.zeros(0)
+        self.add_callback(_Epochs(self))
+        plain = self.accelerator.unwrap_model(self.model)
+        self.stock: StockPretrainingLosses | None = None
+        if not hasattr(plain, "count_targets"):
+            self.stock = StockPretrainingLosses(plain, gather=not args.torch_compile)
+            self._check_options()
+            self._check_collator(plain)
+            self.label_smoother = None
+            self.model_accepts_loss_kwargs = True
+
+    def _check_options(self) -> None:
+        args = self.args
+        if self.compute_loss_func is not None or args.label_smoothing_factor:
+            raise ValueError(
+                "compute_loss_func and label_smoothing_factor replace the loss, and with it its parts. Leave them out."
+            )
+        if self.compute_metrics is not None or self.preprocess_logits_for_metrics is not None:
+            raise ValueError(
+                "compute_metrics needs logits of all positions, but only losses are kept here. Evaluate with a stock "
+                "Trainer."
+            )
+        if args.world_size > 1 and not args.average_tokens_across_devices:
+            raise ValueError(
+                "average_tokens_across_devices=False makes a mean of each process's means. Leave it at True."
+            )
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"one process with {args.n_gpu} GPUs (DataParallel) cannot weigh losses by their targets. Start one process "
+                "a GPU with torchrun, or set CUDA_VISIBLE_DEVICES to one."
+            )
+        if args.dataloader_num_workers and args.dataloader_persistent_workers:
+            raise ValueError(
+                "dataloader_persistent_workers=True keeps workers that do not hear of a new epoch, and with it every epoch's "
+                "masks. Leave it out."
+            )
+
+    def _check_collator(self, model: nn.Module) -> None:
+        collator, kind = self.data_collator, self.stock.kind
+        fits = getattr(collator, "fits", None)
+        if fits is not None and kind not in fits:
+            wanted = " or ".join(KINDS.get(fit, fit) for fit in fits)
+            raise ValueError(
+                f"{type(collator).__name__} makes batches for {wanted}, but {type(model).__name__} is {KINDS[kind]}."
+            )
+        vocabulary = getattr(collator, "vocabulary", None)
+        rows = model.get_input_embeddings().weight.shape[0]
+        if vocabulary is not None and vocabulary.size > rows:
+            raise ValueError(
+                f"the tokenizer has {vocabulary.size} ids, but {type(model).__name__} embeds {rows}. Call "
+                "model.resize_token_embeddings(len(tokenizer))."
+            )
+
+    # Epochs
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell the training set and the collator of an epoch."""
+        self._epoch = epoch
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.train_dataset.set_epoch(epoch)
+        self._tell_collator(epoch)
+
+    def _tell_collator(self, epoch: int) -> None:
+        if hasattr(self.data_collator, "set_epoch"):
+            self.data_collator.set_epoch(epoch)
+
+    @contextmanager
+    def _collating_as_in(self, epoch: int) -> Iterator[None]:
+        """The collator in another epoch for a while."""
+        self._tell_collator(epoch)
+        try:
+            yield
+        finally:
+            self._tell_collator(self._epoch)
+
+    # Exact means
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        if self.stock is None:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        counts = torch.zeros(len(self.stock.parts), dtype=torch.long, device=device)
+        for batch in batch_samples:  # none where an epoch is shorter than the first
+            counts += self.stock.count(batch).to(device)
+        counts = self.accelerator.reduce(counts, "sum") if self.args.world_size > 1 else counts
+        self._targets += counts[0]
+        return counts
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As in Trainer, with a count for each part."""
+        if self.stock is not None:
+            model = _Exact(self.stock, model)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """As in Trainer; of stock models the loss alone."""
+        loss_only = prediction_loss_only or self.stock is not None
+        return super().prediction_step(model, inputs, loss_only, ignore_keys)
+
+    def _evaluated_loss(self, model, inputs):
+        if self.stock is None:
+            return super()._evaluated_loss(model, inputs)
+        rows = len(next(iter(inputs.values())))
+        kept = rows if self._recurrence is not None else self._rows_of_their_own(rows)
+        if kept < rows:
+            inputs = {name: value[: max(1, kept)] for name, value in inputs.items()}
+        # A mean over one item is a sum.
+        outputs = model(**inputs, num_items_in_batch=torch.ones(len(self.stock.parts), dtype=torch.long))
+        if kept:
+            sums = [float(outputs[part]) if part in outputs else 0.0 for part in self.stock.parts]
+            self._part_sums += torch.tensor([sums, self.stock.count(inputs).tolist()], dtype=torch.float64)
+        return outputs.loss, outputs
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
+        """As in Trainer, with exact means of all parts."""
+        if self.stock is None:
+            with self._collating_as_in(0):
+                return super().evaluation_loop(
+                    dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
+                )
+        parts = self.stock.parts
+        self._part_sums = torch.zeros(2, len(parts), dtype=torch.float64)
+        with self._collating_as_in(0):
+            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        sums, counts = self._over_processes(self._part_sums).tolist()
+        means = {part: total / count for part, total, count in zip(parts, sums, counts, strict=True) if count}
+        metrics = means | {"loss": sum(means.values())}
+        if parts[0] in WITH_PERPLEXITY and parts[0] in means:
+            metrics["perplexity"] = perplexity(means[parts[0]])
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    def _nats_of_perplexity(self, logs: dict[str, float]) -> float | None:
+        if self.stock is None:
+            return super()._nats_of_perplexity(logs)
+        return logs.get(self.stock.parts[0]) if self.stock.parts[0] in WITH_PERPLEXITY else None
+
+
+class _Exact:
+    """A model as Trainer calls it, with exact losses."""
+
+    def __init__(self, losses: StockPretrainingLosses, model: nn.Module):
+        self.losses, self.model, self.training = losses, model, model.training
+
+    def __call__(self, **batch) -> StockPretrainingOutput:
+        return self.losses(wrapped=self.model, **batch)
+
+
+class _Epochs(TrainerCallback):
+    """Tells data set and collator of each epoch. Trainer tells the data set, but with several processes it does not."""
+
+    def __init__(self, trainer: StockPretrainingTrainer):
+        self.trainer, self.next = trainer, 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """A resumed training goes on in its epoch."""
+        self.next = int((state.epoch or 0.0) + 1e-9)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """Before the epoch's first batch."""
+        self.trainer.begin_epoch(self.next)
+        self.next += 1
+
+
+__all__ = ["StockPretrainingTrainer"]
