@@ -4,12 +4,21 @@ Values read `file.Class`, as `config.json` wants them; the files lie in this fol
 """
 
 AUTO_MAP: dict[str, dict[str, str]] = {
+    "electra-joint": {
+        "AutoConfig": "configuration_electra_joint.ElectraJointConfig",
+        "AutoModelForPreTraining": "modeling_electra_joint.ElectraForJointPreTraining",
+    },
     "elmo": {
         "AutoConfig": "configuration_elmo.ElmoConfig",
         "AutoModel": "modeling_elmo.ElmoModel",
         "AutoModelForPreTraining": "modeling_elmo.ElmoForPreTraining",
         "AutoModelForSequenceClassification": "modeling_elmo.ElmoForSequenceClassification",
         "AutoModelForTokenClassification": "modeling_elmo.ElmoForTokenClassification",
+    },
+    "ernie-thu": {
+        "AutoConfig": "configuration_ernie_thu.ErnieThuConfig",
+        "AutoModel": "modeling_ernie_thu.ErnieThuModel",
+        "AutoModelForPreTraining": "modeling_ernie_thu.ErnieThuForPreTraining",
     },
     "lstm-lm": {
         "AutoConfig": "configuration_lstm_lm.LstmLMConfig",
@@ -29,6 +38,10 @@ AUTO_MAP: dict[str, dict[str, str]] = {
     "multi-task": {
         "AutoConfig": "configuration_multi_task.MultiTaskConfig",
         "AutoModel": "modeling_multi_task.MultiTaskModel",
+    },
+    "spanbert": {
+        "AutoConfig": "configuration_spanbert.SpanBertConfig",
+        "AutoModelForPreTraining": "modeling_spanbert.SpanBertForPreTraining",
     },
 }
 
