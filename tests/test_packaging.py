@@ -77,7 +77,8 @@ def test_the_command_line_brings_nothing_heavy(tmp_path):
 @pytest.mark.parametrize(
     "imports",
     [
-        "import heirloom; from transformers import AutoConfig, AutoModel, AutoTokenizer",
+        # A stock config's import loads the Auto classes, and with them our files, before it ends.
+        "import heirloom; from transformers import BertConfig, AutoConfig, AutoModel, AutoTokenizer",
         "from transformers import AutoConfig, AutoModel, AutoTokenizer; import heirloom",
         "from transformers import AutoConfig; import heirloom; from transformers import AutoModel, AutoTokenizer",
         "import heirloom, transformers as t; AutoTokenizer, AutoModel, AutoConfig = t.AutoTokenizer, t.AutoModel, t.AutoConfig",
