@@ -12,6 +12,7 @@ from . import (
     env,
     evaluate,
     finetune,
+    objectives,
     pretrain,
     quickstart,
     recipes,
@@ -66,6 +67,7 @@ app.command()(train_tokenizer.train_tokenizer)
 app.command(context_settings=REST)(pretrain.pretrain)
 app.command(context_settings=REST)(finetune.finetune)
 app.command(context_settings=REST)(train_seq2seq.train_seq2seq)
+app.add_typer(objectives.app, name="objectives")
 app.command()(recipes.recipes)
 app.command()(env.env)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+STORY = "the old house by the sea was quiet until the dog ran out of it and down to the boats"
 
 
 def write(folder: Path) -> None:
     """All the files that the benchmark reads, of a few words."""
-    words = "the old house by the sea was quiet until the dog ran out of it and down to the boats".split()
+    words = STORY.split()
     lines = [" ".join(words[start % 9 : 9 + start % 10]) for start in range(40)]
     for name in ("masc_speeches", "novels_pd", "subj", "snips", "ud_ewt_pos"):
         (folder / name).mkdir(parents=True)

@@ -25,14 +25,25 @@ class DataArguments:
 
 @dataclass
 class PretrainArguments(DataArguments):
-    """A language model from raw text: an ELMo biLM or an LSTM LM."""
+    """A language model from raw text: an ELMo biLM, an LSTM LM, or a stock model with one of the objectives."""
 
+    objective: str = field(
+        default="", metadata={"help": "What a stock model learns (`heirloom objectives`); by default none."}
+    )
+    max_tokens: int | None = field(
+        default=None, metadata={"help": "objective: longest row; by default what fits, up to 512."}
+    )
+    segmenter: str = field(
+        default="", metadata={"help": "objective: what words are: jieba, or gazetteer:FILE of phrases."}
+    )
     model_type: Literal["elmo", "lstm-lm"] = field(
         default="elmo", metadata={"help": "A biLM over characters, or an LSTM LM over a tokenizer's tokens."}
     )
     model: str = field(
         default="",
-        metadata={"help": "Checkpoint (folder or Hub name) to go on from, instead of new weights."},
+        metadata={
+            "help": "Checkpoint (folder or Hub name) to go on from; objective: or a config's fields, as JSON."
+        },
     )
     batching: Literal["sentences", "stream"] = field(
         default="sentences",
@@ -67,7 +78,10 @@ class PretrainArguments(DataArguments):
     )
     tokenizer: str = field(
         default="",
-        metadata={"help": "lstm-lm: folder or Hub name of a fast tokenizer (`heirloom train-tokenizer`)."},
+        metadata={
+            "help": "lstm-lm: folder or Hub name of a fast tokenizer (`heirloom train-tokenizer`); objective: where the "
+            "model has none."
+        },
     )
 
     softmax: Literal["full", "sampled", "adaptive"] = field(
