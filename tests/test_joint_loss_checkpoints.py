@@ -340,7 +340,9 @@ def test_models_that_do_not_fit(tmp_path):
     words = "'bert' sees the tokens .*, unless it is a decoder, found is_decoder=False. Load it with is_decoder=True"
     refused(words, BertLMHeadModel(bert.config))
     refused(words, tmp_path / "bert", "causal")
-    decoder = CLASSES.from_backbone_pretrained(tmp_path / "bert", "causal", backbone_kwargs={"is_decoder": True})
+    decoder = CLASSES.from_backbone_pretrained(
+        tmp_path / "bert", "causal", backbone_kwargs={"is_decoder": True}
+    )
     decoder.save_pretrained(tmp_path / "bert decoder")
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert decoder")
     assert loaded.language_model.config.is_decoder
