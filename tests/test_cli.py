@@ -29,7 +29,7 @@ VERBS = [
     "pretrain",
     "finetune",
 ]
-VERBS += ["recipes", "env"]
+VERBS += ["objectives", "objectives show", "recipes", "env"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,0 +1,89 @@
+"""Rows for pre-training, cut out of documents in the way of each paper.
+
+Each class is called with documents, a tokenizer, the longest row and a seed, and returns a data set.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ..objectives.documents import Documents, special_id
+from ..objectives.sentence_pairs import SentencePairDataset
+from ..objectives.sequence_noise import SpanCorruption
+from ..objectives.text_packing import (
+    TextBlocks,
+    pack_contiguous,
+    pack_doc_sentences,
+    pack_full_sentences,
+)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """As many whole sentences as fit between two special tokens.
+
+    Args:
+        across: sentences of several documents in one row, with a separator between documents.
+        sentence_ids: rows say which sentence each token belongs to.
+    """
+
+    across: bool = False
+    sentence_ids: bool = False
+
+    def __call__(
+        self, documents: Documents, tokenizer: PreTrainedTokenizerBase, max_tokens: int, seed: int = 0
+    ) -> Dataset:
+        """Cut rows of `max_tokens` at the most, the special tokens included."""
+        marks = special_id(tokenizer, "cls"), special_id(tokenizer, "sep")
+        if self.across:
+            return pack_full_sentences(documents, max_tokens, marks[1], *marks)
+        blocks = pack_doc_sentences(documents, max_tokens, *marks)
+        if not self.sentence_ids:
+            return blocks
+        sizes = np.diff(documents.sentences)
+        number = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        return TextBlocks(blocks.columns | {"sentence_ids": number}, blocks.edges, *blocks.marks)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two texts with a label, drawn anew every epoch; see `SentencePairDataset`."""
+
+    objective: str
+
+    def __call__(
+        self, documents: Documents, tokenizer: PreTrainedTokenizerBase, max_tokens: int, seed: int = 0
+    ) -> Dataset:
+        """Cut rows of `max_tokens` at the most, the special tokens included."""
+        return SentencePairDataset(documents, tokenizer, self.objective, max_tokens, seed=seed)
+
+
+@dataclass(frozen=True)
+class Contiguous:
+    """Full rows, cut anywhere, with an end-of-text token behind each document."""
+
+    def __call__(
+        self, documents: Documents, tokenizer: PreTrainedTokenizerBase, max_tokens: int, seed: int = 0
+    ) -> Dataset:
+        """Cut rows of `max_tokens`; a corpus that is shorter is one row."""
+        few = len(documents.tokens) + len(documents) < max_tokens
+        return pack_contiguous(documents, max_tokens, special_id(tokenizer, "eos"), drop_last=not few)
+
+
+@dataclass(frozen=True)
+class SpanRows:
+    """Full rows without special tokens, so long that span corruption makes inputs of `max_tokens`, 568 for 512."""
+
+    corruption: SpanCorruption
+
+    def __call__(
+        self, documents: Documents, tokenizer: PreTrainedTokenizerBase, max_tokens: int, seed: int = 0
+    ) -> Dataset:
+        """Cut rows; a corpus that is shorter is one row."""
+        length, _ = self.corruption.raw_length(max_tokens)
+        return pack_contiguous(documents, length, drop_last=len(documents.tokens) >= length)
+
+
+__all__ = ["Blocks", "Contiguous", "Pairs", "SpanRows"]
