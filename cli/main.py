@@ -86,7 +86,7 @@ def heirloom(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
     ] = False,
 ) -> None:
-    """Pass a language model's weights down: ELMo and LSTM language models for Transformers 5.
+    """Pass a language model's weights down, with Transformers 5.
 
     Example: heirloom quickstart
     """
