@@ -182,6 +182,7 @@ class StockPretrainingLosses:
         self.pairs = {name: PAIRS[name] for name in PAIRS if self.kind == "masked" and name in self.accepted}
         first = {"masked": "mlm_loss", "discriminator": "rtd_loss", "seq2seq": "seq2seq_loss"}
         self.parts = (first.get(self.kind, "lm_loss"), *(part for part, _ in self.pairs.values()))
+        self.weights = (1.0,) * len(self.parts)
         self.seq2seq = StockSeq2SeqLosses(model) if self.kind == "seq2seq" else None
 
     def count(self, batch: dict) -> Tensor:
@@ -201,6 +202,14 @@ class StockPretrainingLosses:
         targets = self._targets(batch)
         pairs = [batch.get(label, targets[:0]) for label in self.pairs]
         return torch.stack([labels.ne(-100).sum() for labels in (targets, *pairs)])
+
+    def total(self, parts: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of those of `parts` that there are."""
+        return sum(w * parts[part] for part, w in zip(self.parts, self.weights, strict=True) if part in parts)
+
+    def first_rows(self, batch: dict, rows: int) -> dict:
+        """The first rows of a batch."""
+        return {name: value[:rows] for name, value in batch.items()}
 
     def __call__(
         self,
@@ -248,7 +257,7 @@ class StockPretrainingLosses:
                     )
             if self.kind == "aligned" and found.get("mems") is not None:
                 output["mems"] = found["mems"]
-        output["loss"] = sum(output[part] for part in self.parts if part in output)
+        output["loss"] = self.total(output)
         return output
 
     def _targets(self, batch: dict) -> Tensor:

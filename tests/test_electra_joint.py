@@ -24,7 +24,7 @@ from heirloom.modeling import modeling_electra_joint
 from heirloom.modeling.auto_map import AUTO_MAP
 from heirloom.modeling.configuration_electra_joint import ElectraJointConfig, generator_of
 from heirloom.modeling.modeling_electra_joint import EMBEDDINGS, ElectraForJointPreTraining, draw_tokens
-from heirloom.training.trainer import PretrainingTrainer
+from heirloom.training.stock_pretraining import StockPretrainingTrainer
 
 VOCAB, MASK, POSITIONS = 40, 39, 16
 SIZES = {"vocab_size": VOCAB, "embedding_size": 8, "hidden_size": 16, "num_hidden_layers": 2}
@@ -327,13 +327,6 @@ def test_bad_batches(changes, words):
         made(torch.float32).train()(**batch(*examples()) | changes)
 
 
-class BothCounts(PretrainingTrainer):
-    """Counts the items of both losses."""
-
-    def _get_num_items_in_batch(self, batch_samples, device):
-        return sum(self.model.count_items(one) for one in batch_samples)
-
-
 def test_training_in_accumulated_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(modeling_electra_joint, "draw_tokens", most_likely)
     rows, labels = examples(4)
@@ -341,17 +334,18 @@ def test_training_in_accumulated_steps(tmp_path, monkeypatch):
         {"input_ids": row, "labels": label, "attention_mask": [1] * len(row)}
         for row, label in zip(rows, labels, strict=True)
     ]
-    weights, logs = [], []
+    weights, logs, metrics = [], [], []
     for size in (4, 1):
         arguments = TrainingArguments(
-            tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=4 // size, max_steps=3,
+            tmp_path, per_device_train_batch_size=size, per_device_eval_batch_size=3, gradient_accumulation_steps=4 // size, max_steps=3,
             learning_rate=1e-4, optim="sgd", max_grad_norm=0, logging_steps=1, report_to=[], use_cpu=True,
             save_strategy="no", remove_unused_columns=False, disable_tqdm=True,
         )  # fmt: skip
-        trainer = BothCounts(
+        trainer = StockPretrainingTrainer(
             made(),
             arguments,
             train_dataset=data,
+            eval_dataset=data,
             data_collator=lambda some: batch(
                 *([one[key] for one in some] for key in ("input_ids", "labels"))
             ),
@@ -359,10 +353,15 @@ def test_training_in_accumulated_steps(tmp_path, monkeypatch):
         trainer.train()
         weights.append({name: value.detach().clone() for name, value in trainer.model.named_parameters()})
         logs.append([log for log in trainer.state.log_history if "loss" in log])
+        metrics.append(trainer.evaluate())
     assert largest_difference(*weights) < 1e-7
     assert logs[0][0]["loss"] == pytest.approx(logs[0][0]["mlm_loss"] + 50 * logs[0][0]["rtd_loss"], rel=1e-3)
     assert logs[1][2]["rtd_loss"] == pytest.approx(logs[0][2]["rtd_loss"], rel=1e-4)
     assert logs[0][2]["loss"] < logs[0][0]["loss"]
+    whole = trainer.model(**batch(rows, labels))
+    for found in metrics:
+        for part in ("loss", "mlm_loss", "rtd_loss"):
+            assert found[f"eval_{part}"] == pytest.approx(whole[part].item(), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -30,11 +30,13 @@ from transformers import (
     ElectraForMaskedLM,
     SqueezeBertConfig,
     SqueezeBertForMaskedLM,
+    TrainingArguments,
 )
 
 from heirloom.modeling.auto_map import AUTO_MAP
 from heirloom.modeling.configuration_spanbert import SpanBertConfig
 from heirloom.modeling.modeling_spanbert import SpanBertForPreTraining, SpanBoundaryHead
+from heirloom.training.stock_pretraining import StockPretrainingTrainer
 
 PLACES = {"max_position_embeddings": POSITIONS}
 OTHERS = {  # factorised embeddings, other names, and a head that `gathered_head` does not know
@@ -140,6 +142,37 @@ def test_parts_sum_to_the_step():
     first = model.first_rows(batch(), 2)
     torch.testing.assert_close(model(**first).loss, model(**batch(0, 2)).loss)  # wider by padding only
     assert first["span_boundary_targets"].tolist() == batch(0, 2)["span_boundary_targets"].tolist()
+
+
+def test_training_and_evaluation_in_parts(tmp_path):
+    """A row without spans among them, which accumulates a language-model loss alone."""
+    models, logs = [], []
+    for size in (4, 1):
+        arguments = TrainingArguments(
+            tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=4 // size, max_steps=2,
+            per_device_eval_batch_size=3, learning_rate=0.1, optim="sgd", max_grad_norm=0, logging_steps=1, report_to=[],
+            use_cpu=True, save_strategy="no", train_sampling_strategy="sequential", disable_tqdm=True,
+        )  # fmt: skip
+        rows = [{"number": number} for number in range(4)]
+        trainer = StockPretrainingTrainer(
+            made(span_loss_weight=0.5),
+            arguments,
+            train_dataset=rows,
+            eval_dataset=rows,
+            data_collator=lambda some: batch(some[0]["number"], some[-1]["number"] + 1),
+        )
+        trainer.train()
+        models.append({name: value.detach() for name, value in trainer.model.named_parameters()})
+        logs.append([log for log in trainer.state.log_history if "loss" in log])
+        metrics = trainer.evaluate()
+        whole = trainer.model(**batch(0, 4))
+        for part in ("loss", "mlm_loss", "sbo_loss"):
+            assert metrics[f"eval_{part}"] == pytest.approx(whole[part].item(), rel=1e-6)
+    assert largest_difference(*models) < 1e-7
+    for one, other in zip(*logs, strict=True):
+        for part in ("loss", "mlm_loss", "sbo_loss"):
+            assert one[part] == pytest.approx(other[part], rel=1e-4)
+        assert one["loss"] == pytest.approx(one["mlm_loss"] + 0.5 * one["sbo_loss"], rel=1e-4)
 
 
 def test_the_boundary_loss_reads_boundaries_only():

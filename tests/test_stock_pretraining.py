@@ -1,9 +1,5 @@
 """Pre-training of stock models: the head on masked rows alone, and means that no accumulation and no processes change."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from stock_lms import fuzz
@@ -28,6 +24,7 @@ from transformers import (
     SqueezeBertForMaskedLM,
     TrainingArguments,
 )
+from two_processes import run_in_two_processes
 
 from heirloom.modeling.configuration_lstm_lm import LstmLMConfig
 from heirloom.modeling.gathered_head import StockPretrainingLosses, gathered, mlm_head, mlm_logits
@@ -245,31 +242,16 @@ def test_accumulation_changes_nothing(name, tmp_path):
 
 
 def test_two_processes_change_nothing(tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import importlib.util, pathlib, sys, torch\n"
-        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
-        f"spec = importlib.util.spec_from_file_location('suite', {__file__!r})\n"
-        "suite = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(suite)\n"
-        f"folder = pathlib.Path({str(tmp_path)!r})\n"
-        "torch.set_num_threads(1)\n"
-        "trainer = suite.over_two_epochs(folder, 2, ddp_backend='gloo')\n"
-        "trainer.train()\n"
-        "metrics = trainer.evaluate()\n"
-        "if trainer.is_world_process_zero():\n"
-        "    logs = [record for record in trainer.state.log_history if 'loss' in record]\n"
-        "    weights = list(trainer.model.state_dict().values())\n"
-        "    torch.save({'weights': weights, 'logs': logs, 'eval': metrics}, folder / 'result')\n"
-        "torch.distributed.barrier()\n"
-        "torch.distributed.destroy_process_group()\n"
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, str(script)], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    code = """
+trainer = suite.over_two_epochs(folder, 2, ddp_backend="gloo")
+trainer.train()
+metrics = trainer.evaluate()
+if trainer.is_world_process_zero():
+    logs = [record for record in trainer.state.log_history if "loss" in record]
+    weights = list(trainer.model.state_dict().values())
+    torch.save({"weights": weights, "logs": logs, "eval": metrics}, folder / "result")
+"""
+    run_in_two_processes(__file__, tmp_path, code)
     two = torch.load(tmp_path / "result", weights_only=True)
     one = over_two_epochs(tmp_path / "one", 4)
     one.train()

@@ -94,13 +94,9 @@ class DistillationLosses(StockPretrainingLosses):
         self.hard_parts = self.parts
         cosine = ("cosine_loss",) if self.distillation.cosine_weight else ()
         self.parts = (*self.hard_parts, "kl_loss", *cosine)
-
-    def weighted(self, parts: dict[str, Tensor | float]) -> Tensor | float:
-        """The loss of parts by name; missing ones count nothing."""
         how = self.distillation
-        hard = sum(parts[part] for part in self.hard_parts if part in parts)
-        soft = how.kl_weight * parts.get("kl_loss", 0.0) + how.cosine_weight * parts.get("cosine_loss", 0.0)
-        return how.hard_weight * hard + soft
+        hard = (how.hard_weight,) * len(self.hard_parts)
+        self.weights = (*hard, how.kl_weight, how.cosine_weight)[: len(self.parts)]
 
     def count(self, batch: dict) -> Tensor:
         """Targets of each of `parts` in a batch (K,); see `StockPretrainingLosses`."""
@@ -134,7 +130,7 @@ class DistillationLosses(StockPretrainingLosses):
             output["cosine_loss"] = mean_of_all(
                 (1 - F.cosine_similarity(*states, dim=-1)).sum(), 1, items[-1]
             )
-        output["loss"] = self.weighted(output)
+        output["loss"] = self.total(output)
         return output
 
     @torch.no_grad()
@@ -208,19 +204,11 @@ class DistillationTrainer(StockPretrainingTrainer):
         **kwargs,
     ):
         super().__init__(model, args, *more, **kwargs)
-        if self.stock is None:
+        if not isinstance(self.stock, StockPretrainingLosses):
             raise ValueError(
                 f"distillation is for stock masked and causal language models, found {type(model).__name__}."
             )
         self.stock = DistillationLosses(self.stock.model, teacher, distillation, gather=self.stock.gather)
-
-    def evaluation_loop(self, dataloader, *args, metric_key_prefix: str = "eval", **kwargs):
-        """As in Trainer, with exact means of all parts and their weighted sum."""
-        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        start = f"{metric_key_prefix}_"
-        parts = {name.removeprefix(start): value for name, value in output.metrics.items()}
-        output.metrics[f"{start}loss"] = self.stock.weighted(parts)
-        return output
 
 
 def _rows(found, places: Tensor) -> Tensor:

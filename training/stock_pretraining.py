@@ -1,4 +1,5 @@
-"""Pre-training of stock models with exact means: BERT, RoBERTa, ALBERT, ELECTRA, BART, T5, XLNet, GPT-2 and their kin.
+"""Pre-training with exact means of stock models (BERT, RoBERTa, ALBERT, ELECTRA, BART, T5, XLNet, GPT-2 and their kin), and
+of ours that hold one and have several losses (joint ELECTRA, SpanBERT, ERNIE with entities).
 
 However a step is cut into batches and spread over processes, its loss is the sum of its named parts, each a mean over the
 part's targets in the whole step.
@@ -11,19 +12,20 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
+from transformers.utils import ModelOutput
 
-from ..modeling.gathered_head import KINDS, StockPretrainingLosses, StockPretrainingOutput
+from ..modeling.gathered_head import KINDS, StockPretrainingLosses
 from .trainer import PretrainingTrainer, perplexity
 
 WITH_PERPLEXITY = ("mlm_loss", "lm_loss", "seq2seq_loss")
 
 
 class StockPretrainingTrainer(PretrainingTrainer):
-    """`PretrainingTrainer` for stock models too; our own models train as they do there.
+    """`PretrainingTrainer` for stock models, and for ours with several losses; our language models train as they do there.
 
-    Training logs `loss` and the parts that the model has: `mlm_loss`, `nsp_loss`, `sop_loss`, `rtd_loss`, `lm_loss` or
-    `seq2seq_loss`. Evaluation gives `eval_loss`, the sum of the parts, `eval_{part}`, each a mean over its targets, and
-    `eval_perplexity` of the tokens. Masked language models make logits of masked positions alone.
+    Training logs `loss` and the parts that the model has: `mlm_loss`, `nsp_loss`, `sop_loss`, `rtd_loss`, `sbo_loss`,
+    `dea_loss`, `lm_loss` or `seq2seq_loss`. Evaluation gives `eval_loss`, the weighted sum of the parts, `eval_{part}`, each a
+    mean over its targets, and `eval_perplexity` of the tokens. Masked language models make logits of masked positions alone.
 
     Columns of the data set all reach the collator. Each epoch's number reaches `set_epoch` of the data set and of the
     collator; in evaluation the collator's epoch is 0, so that every evaluation has the same masks.
@@ -45,9 +47,12 @@ class StockPretrainingTrainer(PretrainingTrainer):
         self._part_sums = torch.zeros(0)
         self.add_callback(_Epochs(self))
         plain = self.accelerator.unwrap_model(self.model)
-        self.stock: StockPretrainingLosses | None = None
-        if not hasattr(plain, "count_targets"):
-            self.stock = StockPretrainingLosses(plain, gather=not args.torch_compile)
+        self.stock: StockPretrainingLosses | _SeveralLosses | None = None
+        if hasattr(plain, "count_items") or not hasattr(plain, "count_targets"):
+            several = hasattr(plain, "count_items")
+            self.stock = (
+                _SeveralLosses(plain) if several else StockPretrainingLosses(plain, not args.torch_compile)
+            )
             self._check_options()
             self._check_collator(plain)
             self.label_smoother = None
@@ -82,7 +87,7 @@ class StockPretrainingTrainer(PretrainingTrainer):
     def _check_collator(self, model: nn.Module) -> None:
         collator, kind = self.data_collator, self.stock.kind
         fits = getattr(collator, "fits", None)
-        if fits is not None and kind not in fits:
+        if fits is not None and kind is not None and kind not in fits:
             wanted = " or ".join(KINDS.get(fit, fit) for fit in fits)
             raise ValueError(
                 f"{type(collator).__name__} makes batches for {wanted}, but {type(model).__name__} is {KINDS[kind]}."
@@ -146,7 +151,7 @@ class StockPretrainingTrainer(PretrainingTrainer):
         rows = len(next(iter(inputs.values())))
         kept = rows if self._recurrence is not None else self._rows_of_their_own(rows)
         if kept < rows:
-            inputs = {name: value[: max(1, kept)] for name, value in inputs.items()}
+            inputs = self.stock.first_rows(inputs, max(1, kept))
         # A mean over one item is a sum.
         outputs = model(**inputs, num_items_in_batch=torch.ones(len(self.stock.parts), dtype=torch.long))
         if kept:
@@ -167,7 +172,8 @@ class StockPretrainingTrainer(PretrainingTrainer):
             output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         sums, counts = self._over_processes(self._part_sums).tolist()
         means = {part: total / count for part, total, count in zip(parts, sums, counts, strict=True) if count}
-        metrics = means | {"loss": sum(means.values())}
+        weights = dict(zip(parts, self.stock.weights, strict=True))
+        metrics = means | {"loss": sum(weights[part] * mean for part, mean in means.items())}
         if parts[0] in WITH_PERPLEXITY and parts[0] in means:
             metrics["perplexity"] = perplexity(means[parts[0]])
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
@@ -179,13 +185,26 @@ class StockPretrainingTrainer(PretrainingTrainer):
         return logs.get(self.stock.parts[0]) if self.stock.parts[0] in WITH_PERPLEXITY else None
 
 
+class _SeveralLosses:
+    """One of our models with several losses, as `StockPretrainingLosses` shows a stock one."""
+
+    kind = None
+
+    def __init__(self, model: nn.Module):
+        self.model, self.parts, self.weights = model, model.loss_names, model.loss_weights()
+        self.count, self.first_rows = model.count_items, model.first_rows
+
+    def __call__(self, wrapped: nn.Module, **batch) -> ModelOutput:
+        return wrapped(**batch)
+
+
 class _Exact:
     """A model as Trainer calls it, with exact losses."""
 
-    def __init__(self, losses: StockPretrainingLosses, model: nn.Module):
+    def __init__(self, losses: StockPretrainingLosses | _SeveralLosses, model: nn.Module):
         self.losses, self.model, self.training = losses, model, model.training
 
-    def __call__(self, **batch) -> StockPretrainingOutput:
+    def __call__(self, **batch) -> ModelOutput:
         return self.losses(wrapped=self.model, **batch)
 
 
