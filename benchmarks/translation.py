@@ -234,16 +234,16 @@ def main(arguments: list[str] | None = None) -> None:
         for seed, pairs, name in todo:
             result = arguments.out / f"{pairs}_{_slug(name)}_{seed}.json"
             folder = result.with_suffix(".run")
+            if result.exists():
+                continue
             try:
                 folder.mkdir()
-            except FileExistsError:  # done, at work in another process, or cut short
-                if not result.exists():
-                    print(f"{folder.name} exists without a result: remove it to run that again")
+            except FileExistsError:  # at work in another process, or cut short
+                print(f"{folder.name} exists without a result: remove it to run that again")
                 continue
             found = run(ROWS[name], pairs, seed, models, arguments.data, folder)
             result.write_text(json.dumps({"row": name, "pairs": pairs, "seed": seed, **found}, indent=1))
-            for left in folder.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            shutil.rmtree(folder)
             print(result.name, {column: round(found[column], 2) for column in COLUMNS}, flush=True)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for pairs in EPOCHS:

@@ -74,9 +74,7 @@ def test_rows_train_what_they_say(bench, monkeypatch, capsys):
     assert start["only-the-decoder"][0] != pytest.approx(start["full"][0])
     assert start["LMs-of-the-parallel-text"] != pytest.approx(start["full"])
     assert all(one["updates"] == 2 for one in found.values())
-    left = list((folder / "out").glob("*.run"))
-    assert len(left) == 4
-    assert not any(file for path in left for file in path.iterdir())
+    assert not list((folder / "out").glob("*.run"))
     printed = capsys.readouterr().out
     assert "| 8 pairs, 1 epochs (seeds) | BLEU | chrF2 | dev perplexity |" in printed
     assert "| full (1) |" in printed
