@@ -16,6 +16,13 @@ class Layers(StrEnum):
     mix = "mix"
 
 
+class Precision(StrEnum):
+    """Of the LSTM products."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class FileFormat(StrEnum):
     """What to write."""
 
@@ -44,6 +51,9 @@ def embed(
     stateful_batch: Annotated[
         int, typer.Option(metavar="N", min=0, help="Carry states over batches of N, as the old tools did.")
     ] = 0,
+    precision: Annotated[
+        Precision, typer.Option(help="bf16 is faster where the CPU can, with errors near 0.5 %.")
+    ] = Precision.fp32,
 ) -> None:
     """Write the contextual vectors of every word of a file.
 
@@ -54,6 +64,14 @@ def embed(
     from ..sharing.embedding import embed_file
 
     count = embed_file(
-        checkpoint, source, target, layers.value, file_format.value, column, raw, stateful_batch
+        checkpoint,
+        source,
+        target,
+        layers.value,
+        file_format.value,
+        column,
+        raw,
+        stateful_batch,
+        precision.value,
     )
     print(f"{count:,} sentences in {target}")

@@ -2,7 +2,7 @@
 
 
 def env() -> None:
-    """Print versions, machine and threads.
+    """Print versions, machine, threads and which way ELMo's LSTMs take.
 
     Example: heirloom env
     """
@@ -12,6 +12,7 @@ def env() -> None:
     import torch
 
     from .. import __version__
+    from ..modeling.lstmp_paths import describe_paths
 
     print(f"heirloom      {__version__}")
     print(f"Python        {platform.python_version()} on {platform.platform()}")
@@ -31,3 +32,4 @@ def env() -> None:
             print(f"{name:<13} not installed")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     print(f"CPU threads   {torch.get_num_threads()}\nCUDA device   {device}")
+    print(f"lstmp         {describe_paths()}")

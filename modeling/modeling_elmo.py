@@ -110,15 +110,22 @@ class ElmoModel(ElmoPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         lengths = mask.sum(1)  # (B,)
+        index = around_sentences(lengths)  # (N + 2 B,) into the words and the two marks
         if inputs_embeds is None:
-            words = self.token_encoder(*[ids if ids is None else ids[mask] for ids in (input_ids, char_ids)])
+            pairs = zip((input_ids, char_ids), self._boundary_ids(), strict=True)
+            ids = [None if one is None else torch.cat([one[mask], marks.to(one)]) for one, marks in pairs]
+            vectors, words = self.token_encoder.distinct(*ids)  # (U, P), (N + 2,)
+            index = words[index]
         else:
             words = inputs_embeds[mask]
-        inputs = torch.cat([words, self.boundary_vectors().to(words.dtype)])  # (N + 2, P)
-        inputs = inputs.index_select(0, around_sentences(lengths))  # (N + 2 B, P)
-        layers, states = self.lstm(inputs, lengths + 2, states)
+            vectors = torch.cat([words, self.boundary_vectors().to(words.dtype)])
+        layers, states = self.lstm(vectors, lengths + 2, states, index)
 
-        layers = [torch.cat([inputs, inputs], 1), *layers] if output_hidden_states else layers[-1:]
+        if output_hidden_states:
+            inputs = vectors.index_select(0, index)  # (N + 2 B, P)
+            layers = [torch.cat([inputs, inputs], 1), *layers]
+        else:
+            layers = layers[-1:]
         if keep_boundaries:
             steps = torch.arange(mask.shape[1] + 2, device=mask.device)
             mask = steps < (lengths + 2)[:, None]  # (B, T + 2)
@@ -135,12 +142,16 @@ class ElmoModel(ElmoPreTrainedModel):
 
     def boundary_vectors(self) -> Tensor:
         """Token vectors of `<S>` and `</S>`: (2, P)."""
+        return self.token_encoder(*self._boundary_ids())
+
+    def _boundary_ids(self) -> tuple[Tensor, Tensor]:
+        """Word ids (2,) and character ids (2, C) of `<S>` and `</S>`."""
         config, device = self.config, self.device
         ids = torch.tensor([config.bos_token_id, config.eos_token_id], device=device)
         chars = torch.full((2, config.max_characters_per_token), config.pad_char_id, device=device)
         chars[:, 0], chars[:, 2] = config.bow_char_id, config.eow_char_id
         chars[:, 1] = torch.tensor([config.bos_char_id, config.eos_char_id], device=device)
-        return self.token_encoder(ids, chars)
+        return ids, chars
 
     def read_streams(
         self, forward: tuple, backward: tuple, states: tuple[Tensor, Tensor] | None = None
@@ -159,9 +170,10 @@ class ElmoModel(ElmoPreTrainedModel):
         ids = [None if one is None or other is None else torch.stack([one, other]) for one, other in pairs]
         batch, steps = next(both.shape[1:3] for both in ids if both is not None)
         flat = [None if both is None else both.flatten(0, 2) for both in ids]
-        words = self.token_encoder(*flat)  # (2 B T, P): words that both streams hold are encoded once
+        vectors, words = self.token_encoder.distinct(*flat)  # words that both streams hold are encoded once
         lengths = torch.full((batch,), steps, device=words.device)
-        layers, states = self.lstm(words[: batch * steps], lengths, states, words[batch * steps :])
+        forward_words, backward_words = words.chunk(2)  # (B T,) each
+        layers, states = self.lstm(vectors, lengths, states, forward_words, backward_words)
         return layers[-1].unflatten(0, (batch, steps)), states
 
 

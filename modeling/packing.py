@@ -61,7 +61,7 @@ def pack(lengths: Tensor) -> tuple[Tensor, list[int], tuple[Tensor, Tensor]]:
     return order.to(device), alive.sum(1).tolist(), indices
 
 
-def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The distinct rows of an integer matrix, and which of them each row is.
 
     Rows are compared by a 64-bit random projection, which `torch.unique` sorts far faster than whole rows; should two
@@ -71,17 +71,18 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
         rows: (N, K) integers.
 
     Returns:
-        (U, K) distinct rows and (N,) indices into them.
+        (U, K) distinct rows, (N,) indices into them, and the (U,) projections.
     """
     generator = torch.Generator().manual_seed(0)
     weights = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator).to(rows.device)
-    keys, inverse = torch.unique((rows * weights).sum(1), return_inverse=True)
+    all_keys = (rows * weights).sum(1)
+    keys, inverse = torch.unique(all_keys, return_inverse=True)
     first = torch.empty_like(keys)
     first[inverse] = torch.arange(len(rows), device=rows.device)
     words = rows[first]
     if not torch.equal(words[inverse], rows):
-        return rows, torch.arange(len(rows), device=rows.device)
-    return words, inverse
+        return rows, torch.arange(len(rows), device=rows.device), all_keys
+    return words, inverse, keys
 
 
 __all__ = ["around_sentences", "distinct_rows", "inside_sentences", "pack", "unflatten"]

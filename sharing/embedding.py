@@ -42,6 +42,7 @@ def embed_file(
     text_column: str | None = None,
     raw: bool = False,
     stateful_batch: int = 0,
+    precision: str = "fp32",
 ) -> int:
     """Write the contextual vectors of every word of a file.
 
@@ -55,6 +56,7 @@ def embed_file(
         raw: split text by the tokenizer instead of at spaces.
         stateful_batch: 0 = sentences do not depend on one another. Otherwise as the old tools did: sentences in file
             order, this many at a time, states carried from batch to batch (bilm-tf 1; AllenNLP its batch size).
+        precision: of the LSTM products, "fp32" or "bf16"; see `ElmoConfig`.
 
     Returns:
         Number of sentences.
@@ -70,6 +72,7 @@ def embed_file(
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder {target.parent} does not exist. Create it first.")
     tokenizer, model, mix = load(checkpoint, layers)
+    model.config.precision = precision
     sentences = [split_words(row, tokenizer, not raw) for row in _read_rows(source, text_column)]
     partial = target.with_name(target.name + ".partial")
     options = [layers, stateful_batch, model.config.to_json_string(), sentences, _fingerprint(model)]

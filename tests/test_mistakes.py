@@ -91,7 +91,9 @@ def swap(layer):
 def stepwise(after):
     """An LSTM that lets `after(inputs, h, c)` change the state between steps."""
 
-    def run(inputs, batch_sizes, weight_ih, weight_hh, bias, weight_proj, state, cell_clip, proj_clip):
+    def run(inputs, batch_sizes, weight_ih, weight_hh, bias, weight_proj, state, *clips_index_precision):
+        cell_clip, proj_clip, index, _ = clips_index_precision
+        inputs = inputs if index is None else inputs[index]
         outputs, start, (h, c) = [], 0, [part.clone() for part in state]
         for n in batch_sizes:
             x = inputs[start : start + n]
@@ -134,7 +136,8 @@ def residual_into_the_first_layer(model, monkeypatch):
 
         def added(inputs, *rest, forward=forward):
             outputs, state = forward(inputs, *rest)
-            return outputs + inputs, state
+            read = inputs[rest[2]]  # layer 1 reads distinct words by their index
+            return outputs + read, state
 
         layers[0].forward = added
 
@@ -205,13 +208,17 @@ def trimmed_too_short(model, monkeypatch):
         used = (ids != self.pad_char_id).any(0).sum()
         return ids[:, :used]
 
+    encode = model.token_encoder._encode
     model.token_encoder._trim = types.MethodType(trim, model.token_encoder)
+    # Beside a word of full length nothing can be cut.
+    model.token_encoder._encode = lambda words: torch.cat([encode(word) for word in words.split(1)])
 
 
 def backward_over_padding(model, monkeypatch):
     forward = model.lstm.forward
 
-    def padded_forward(inputs, lengths, states):
+    def padded_forward(vectors, lengths, states, index):
+        inputs = vectors[index]
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
         rectangle = inputs.new_zeros(*mask.shape, inputs.shape[1])
         rectangle[mask] = inputs
@@ -230,8 +237,8 @@ def sorted_states(model, monkeypatch):
 
 def states_not_carried(model, monkeypatch):
     forward = model.lstm.forward
-    model.lstm.forward = lambda inputs, lengths, states: forward(
-        inputs, lengths, states and (states[0] * 0, states[1] * 0)
+    model.lstm.forward = lambda inputs, lengths, states, index: forward(
+        inputs, lengths, states and (states[0] * 0, states[1] * 0), index
     )
 
 
@@ -248,9 +255,9 @@ def words_told_apart_by_few_characters(model, monkeypatch):
     distinct = layers_elmo.distinct_rows
 
     def few(rows):
-        _, inverse = distinct(rows[:, :4])
+        _, inverse, keys = distinct(rows[:, :4])
         first = torch.tensor([int((inverse == word).nonzero()[0]) for word in range(int(inverse.max()) + 1)])
-        return rows[first], inverse
+        return rows[first], inverse, keys
 
     monkeypatch.setattr(layers_elmo, "distinct_rows", few)
 

@@ -1,0 +1,171 @@
+"""The recurrence of `lstmp` and its derivative: activations are saved once, every weight gradient is one product at the end.
+
+Letters as in `lstmp.py`; n rows alive at a step.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from .lstmp_native import cells_back, cells_forward
+from .lstmp_paths import packs
+from .packed_linear import linear, linear_transposed
+
+
+class LstmpFunction(torch.autograd.Function):
+    """All steps; arguments as in `lstmp`, with the way to take and whether products are of bfloat16."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        inputs,
+        h0,
+        c0,
+        weight_ih,
+        weight_hh,
+        bias,
+        weight_proj,
+        batch_sizes,
+        index,
+        cell_clip,
+        proj_clip,
+        path,
+        half,
+    ):
+        """Outputs (N, P), and each row's last h (R, P) and c (R, D)."""
+        cells, projected = c0.shape[1], weight_proj is not None
+
+        def multiply(x, weight, bias=None):
+            x = x.bfloat16() if half else x
+            return linear(x, weight, bias, packs(weight, path)).to(weight.dtype)
+
+        gates = multiply(inputs, weight_ih, bias)  # (U or N, 4 D)
+        if index is not None:
+            gates = gates.index_select(0, index)
+        states = torch.empty_like(gates[:, :cells])  # (N, D)
+        outputs = inputs.new_empty(len(gates), h0.shape[1])  # (N, P)
+        h_last, c_last = h0.clone(), c0.clone()
+        h, c, start = h0, c0, 0
+        forward_step = cells_forward if path == "native" else _cells_forward
+        for n in batch_sizes:
+            step = slice(start, start + n)
+            gate = gates[step].add_(multiply(h[:n], weight_hh))  # (n, 4 D)
+            m = forward_step(gate, c[:n], states[step], cell_clip)
+            c = states[step]
+            h = outputs[step]
+            if projected:
+                h.copy_(multiply(m, weight_proj))
+                if proj_clip is not None:
+                    h.clamp_(-proj_clip, proj_clip)
+            else:
+                h.copy_(m)
+            h_last[:n], c_last[:n] = h, c
+            start += n
+        ctx.save_for_backward(
+            inputs, h0, c0, weight_ih, weight_hh, weight_proj, gates, states, outputs, index
+        )
+        ctx.options = batch_sizes, cell_clip, proj_clip, path
+        return outputs, h_last, c_last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_outputs, d_h_last, d_c_last):
+        """Gradients of all tensors, by those at the three results."""
+        inputs, h0, c0, weight_ih, weight_hh, weight_proj, gates, states, outputs, index = ctx.saved_tensors
+        batch_sizes, cell_clip, proj_clip, path = ctx.options
+        projected = weight_proj is not None
+        previous = _previous(batch_sizes, gates.device)
+        d_gates = torch.empty_like(gates)  # (N, 4 D)
+        d_raw = d_outputs.clone(memory_format=torch.contiguous_format)  # (N, P), at the unclipped projection
+        unclipped = None
+        if projected and proj_clip is not None:
+            unclipped = (outputs.abs() < proj_clip).to(outputs.dtype)
+        if path == "native":
+            m = torch.empty_like(states)  # (N, D), made again in the steps
+
+            def back(step, dm, dc, before):
+                cells_back(gates[step], before, states[step], dm, dc, d_gates[step], m[step], cell_clip)
+        else:
+            c_before = torch.cat([c0, states]).index_select(0, previous)  # (N, D)
+            back, m = _cells_back(gates, states, c_before, d_gates, cell_clip)
+        d_h, d_c = d_h_last.clone(), d_c_last.clone(memory_format=torch.contiguous_format)
+        stop = len(gates)
+        for number, n in reversed(list(enumerate(batch_sizes))):
+            step = slice(stop - n, stop)
+            raw = d_raw[step].add_(d_h[:n])
+            if unclipped is not None:
+                raw.mul_(unclipped[step])
+            dm = linear_transposed(raw, weight_proj, packs(weight_proj, path)) if projected else raw
+            stop -= n
+            before = states[stop - batch_sizes[number - 1] :][:n] if number else c0[:n]
+            back(step, dm, d_c[:n], before)
+            d_h[:n] = linear_transposed(d_gates[step], weight_hh, packs(weight_hh, path))
+        h_before = torch.cat([h0, outputs]).index_select(0, previous)  # (N, P)
+        d_inputs_gates = d_gates
+        if index is not None:  # sums over the positions of each distinct input
+            d_inputs_gates = d_gates.new_zeros(len(inputs), d_gates.shape[1]).index_add_(0, index, d_gates)
+        needs = ctx.needs_input_grad
+        return (
+            linear_transposed(d_inputs_gates, weight_ih, packs(weight_ih, path)) if needs[0] else None,
+            d_h if needs[1] else None,
+            d_c if needs[2] else None,
+            d_inputs_gates.t().mm(inputs) if needs[3] else None,
+            d_gates.t().mm(h_before) if needs[4] else None,
+            d_gates.sum(0) if needs[5] else None,
+            d_raw.t().mm(m) if projected and needs[6] else None,
+            *[None] * 6,
+        )
+
+
+def _cells_forward(gate: Tensor, before: Tensor, c: Tensor, cell_clip: float | None) -> Tensor:
+    """A step's cells: gate (n, 4 D) becomes its activations, c (n, D) is written; returns o tanh(c) (n, D)."""
+    cells = c.shape[1]
+    candidate = gate[:, 2 * cells : 3 * cells].tanh()
+    gate.sigmoid_()  # the candidate's block too: one call over all is cheaper than two over parts
+    gate[:, 2 * cells : 3 * cells] = candidate
+    i, f, _, o = gate.chunk(4, 1)
+    torch.mul(f, before, out=c).addcmul_(i, candidate)
+    if cell_clip is not None:
+        c.clamp_(-cell_clip, cell_clip)
+    return c.tanh().mul_(o)
+
+
+def _cells_back(gates: Tensor, states: Tensor, c_before: Tensor, d_gates: Tensor, cell_clip: float | None):
+    """The derivative of a step's cells, with all that needs no recurrence done before for all positions at once.
+
+    Returns:
+        A function of a step, dm (n, D) and dc (n, D), which writes d_gates (n, 4 D) and turns dc into that of the step
+        before; and o tanh(c) (N, D).
+    """
+    i, f, g, o = gates.chunk(4, 1)
+    tanh_c = states.tanh()
+    m = o * tanh_c
+    c_per_m = o * (1 - tanh_c * tanh_c)  # how c moves with the cell's output m
+    inside = None if cell_clip is None else (states.abs() < cell_clip).to(states.dtype)
+    # d gates = factors * (dc, dc, dc, dm)
+    factors = torch.stack([g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g), m * (1 - o)], 1)
+    d_gates = d_gates.unflatten(1, (4, -1))
+
+    def back(step: slice, dm: Tensor, dc: Tensor, _: Tensor) -> None:
+        dc.addcmul_(dm, c_per_m[step])
+        if inside is not None:
+            dc.mul_(inside[step])
+        torch.mul(factors[step, :3], dc.unsqueeze(1), out=d_gates[step, :3])
+        torch.mul(factors[step, 3], dm, out=d_gates[step, 3])
+        dc.mul_(f[step])
+
+    return back, m
+
+
+def _previous(batch_sizes: list[int], device: torch.device) -> Tensor:
+    """For each packed position, the index of its row's previous step in [initial rows; packed positions]."""
+    rows = batch_sizes[0] if batch_sizes else 0
+    sizes = torch.tensor(batch_sizes, dtype=torch.long)
+    offsets = sizes.cumsum(0) - sizes
+    starts = F.pad(rows + offsets, (1, 0))[: len(sizes)]  # of the rows one step before
+    within = torch.arange(int(sizes.sum())) - offsets.repeat_interleave(sizes)
+    return (starts.repeat_interleave(sizes) + within).to(device)
+
+
+__all__ = ["LstmpFunction"]

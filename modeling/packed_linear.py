@@ -1,0 +1,74 @@
+"""Matrix products with weights that are brought into oneDNN's own order once: the gain is large where rows are few.
+
+Measured against the plain product on the CPU this was built on, 512 -> 16384: 3.5 times at one row, 6 at eight, 2.8 at 32.
+The operators are those that Inductor calls and have no public name, so they are tried before they are used.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .weight_cache import WeightCache
+
+ROWS = 512  # a hint to oneDNN that suits every number of rows
+
+
+def _pack(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
+
+
+_packed = WeightCache(_pack)
+_packed_halves = WeightCache(lambda weight: _pack(weight.bfloat16()))
+_halves = WeightCache(lambda weight: weight.bfloat16())
+_transposed = WeightCache(lambda weight: _pack(weight.t()))
+
+
+@functools.cache
+def why_not_packed() -> str:
+    """Why oneDNN's packed products cannot be used here, or nothing."""
+    if not torch.backends.mkldnn.is_available():
+        return "this torch has no oneDNN"
+    x, weight, bias = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3), torch.ones(4)
+    try:
+        with torch.no_grad():
+            found = torch.ops.mkldnn._linear_pointwise(x, _pack(weight), bias, "none", [], "")
+    except (AttributeError, RuntimeError, NotImplementedError) as error:
+        return (
+            f"oneDNN's packed products do not work in torch {torch.__version__}: {str(error).splitlines()[0]}"
+        )
+    if not torch.allclose(found, F.linear(x, weight, bias)):
+        return f"oneDNN's packed products are wrong in torch {torch.__version__}"
+    return ""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: bool = False) -> Tensor:
+    """x W^T + b without gradients.
+
+    Args:
+        x: (n, I), float32 or bfloat16; products of bfloat16 round the weight too.
+        weight: (O, I), a parameter that stays: what is made of it is kept.
+        bias: (O,).
+        packed: use oneDNN's order.
+
+    Returns:
+        (n, O) of x's dtype.
+    """
+    half = x.dtype == torch.bfloat16 and weight.dtype != torch.bfloat16
+    if half and bias is not None:
+        bias = bias.bfloat16()
+    if not packed or not len(x):
+        return F.linear(x, _halves(weight) if half else weight, bias)
+    kept = (_packed_halves if half else _packed)(weight)
+    return torch.ops.mkldnn._linear_pointwise(x, kept, bias, "none", [], "")
+
+
+def linear_transposed(x: Tensor, weight: Tensor, packed: bool = False) -> Tensor:
+    """x W without gradients: (n, O) float32 times (O, I)."""
+    if not packed or not len(x):
+        return x.mm(weight)
+    return torch.ops.mkldnn._linear_pointwise(x, _transposed(weight), None, "none", [], "")
+
+
+__all__ = ["linear", "linear_transposed", "why_not_packed"]
