@@ -14,6 +14,7 @@ from . import (
     finetune,
     objectives,
     pretrain,
+    push,
     quickstart,
     recipes,
     score,
@@ -67,6 +68,7 @@ app.command()(train_tokenizer.train_tokenizer)
 app.command(context_settings=REST)(pretrain.pretrain)
 app.command(context_settings=REST)(finetune.finetune)
 app.command(context_settings=REST)(train_seq2seq.train_seq2seq)
+app.command()(push.push)
 app.add_typer(objectives.app, name="objectives")
 app.command()(recipes.recipes)
 app.command()(env.env)
@@ -86,8 +88,8 @@ def heirloom(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
     ] = False,
 ) -> None:
-    """Pass a language model's weights down, with Transformers 5.
-
+    """\b
+    Pass a language model's weights down, with Transformers 5.
     Example: heirloom quickstart
     """
 

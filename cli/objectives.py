@@ -34,7 +34,7 @@ def objectives(context: typer.Context) -> None:
     console = Console(highlight=False)
     for one in OBJECTIVES:
         classes = [one.models.ours] if one.models.ours else []
-        console.print(Text(f"{one.name:<10}", "bold").append(one.about, "not bold"), soft_wrap=True)
+        console.print(Text(f"{one.name:<16}", "bold").append(one.about, "not bold"), soft_wrap=True)
         for name, value in (
             ("paper", one.paper),
             ("models", ", ".join([*classes, *one.models.classes()])),

@@ -20,6 +20,10 @@ AUTO_MAP: dict[str, dict[str, str]] = {
         "AutoModel": "modeling_ernie_thu.ErnieThuModel",
         "AutoModelForPreTraining": "modeling_ernie_thu.ErnieThuForPreTraining",
     },
+    "infoword": {
+        "AutoConfig": "configuration_infoword.InfoWordConfig",
+        "AutoModelForPreTraining": "modeling_infoword.InfoWordForPreTraining",
+    },
     "lstm-lm": {
         "AutoConfig": "configuration_lstm_lm.LstmLMConfig",
         "AutoModel": "modeling_lstm_lm.LstmLMModel",
@@ -38,6 +42,10 @@ AUTO_MAP: dict[str, dict[str, str]] = {
     "multi-task": {
         "AutoConfig": "configuration_multi_task.MultiTaskConfig",
         "AutoModel": "modeling_multi_task.MultiTaskModel",
+    },
+    "sentence-pair": {
+        "AutoConfig": "configuration_sentence_pair.SentencePairConfig",
+        "AutoModelForPreTraining": "modeling_sentence_pair.SentencePairForPreTraining",
     },
     "spanbert": {
         "AutoConfig": "configuration_spanbert.SpanBertConfig",

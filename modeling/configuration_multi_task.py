@@ -18,6 +18,7 @@ KINDS: dict[str, int | None] = {
     "tokens": None,
     "regression": 1,
     "ranking": 1,
+    "masked_lm": 0,
 }
 FIELDS: dict[str, Any] = {"name": None, "kind": None, "num_labels": None, "weight": 1.0, "dropout": None}
 PAIR_FIELDS: dict[str, Any] = {"steps": 5, "prediction_dropout": 0.1}
@@ -70,8 +71,8 @@ class MultiTaskConfig(JointLossConfig):
 
     Args:
         tasks: a list, whose places are the tasks' numbers. Each is a dict with `name`; `kind`: "classification" of a text,
-            "pair" of two texts by a stochastic answer network, "tokens", "regression" or "ranking" of candidates;
-            `num_labels` for the first three; and optionally `weight` of its loss (1) and `dropout` on what its head reads
+            "pair" of two texts by a stochastic answer network, "tokens", "regression", "ranking" of candidates, or
+            "masked_lm" by the language model's own head; `num_labels` for the first three; and optionally `weight` of its loss (1) and `dropout` on what its head reads
             (`classifier_dropout`); for "pair" also `steps` (5) and `prediction_dropout` (0.1) of the network.
         lm_loss_weight: of the language model's own loss; 0, as in MT-DNN, leaves it out.
 

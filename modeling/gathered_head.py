@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import ModelOutput
 
+from .backbones_joint_loss import check_decoder
 from .losses import classification_loss, mean_of_all
 from .seq2seq_losses import StockSeq2SeqLosses
 
@@ -58,7 +59,7 @@ def kind_of(model: nn.Module) -> str:
     """Which of `KINDS` a stock model is, by its class or the class that it is derived from.
 
     Raises:
-        ValueError: none of them.
+        ValueError: none of them, or a causal head on positions that see each other.
     """
     names = [kind.__name__ for kind in type(model).__mro__]
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
@@ -66,6 +67,7 @@ def kind_of(model: nn.Module) -> str:
     for name in names:
         for kind, known in (("discriminator", DISCRIMINATORS), ("aligned", ALIGNED), ("causal", CAUSAL)):
             if name in known:
+                check_decoder(model.config, kind)
                 return kind
         if name.endswith(("ForMaskedLM", "ForPreTraining")):
             return "masked"

@@ -100,8 +100,10 @@ def make_head(task: dict, hidden_size: int, bias: bool, dropout: float) -> nn.Mo
         dropout: of the answer network.
 
     Returns:
-        A linear layer, or an `AnswerNetwork` for kind "pair".
+        A linear layer, an `AnswerNetwork` for kind "pair", or nothing for "masked_lm": the language model has its own.
     """
+    if task["kind"] == "masked_lm":
+        return nn.Identity()
     if task["kind"] == "pair":
         return AnswerNetwork(
             hidden_size, task["num_labels"], task["steps"], task["prediction_dropout"], dropout

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from .checks import check_shape
+from .checks import check_ids, check_shape
 from .configuration_multi_task import MultiTaskConfig, complete_task
+from .gathered_head import HEADS, mlm_head, mlm_logits
 from .heads_multi_task import make_head
 from .losses import mean_of_all
 from .modeling_joint_loss import INPUTS, JointLossPreTrainedModel, task_mean
@@ -55,6 +56,11 @@ class MultiTaskModel(JointLossPreTrainedModel):
         return 1
 
     def _new_head(self, task: dict) -> nn.Module:
+        if task["kind"] == "masked_lm" and mlm_head(self.language_model) is None:
+            raise ValueError(
+                f"task {task['name']!r} of kind 'masked_lm' needs a masked language model of {', '.join(HEADS)}, found "
+                f"{type(self.language_model).__name__}. Leave the task out, or take another model."
+            )
         hidden_size = self.language_model.config.get_text_config().hidden_size
         return make_head(task, hidden_size, self.config.classifier_bias, self._dropout(task))
 
@@ -140,6 +146,18 @@ class MultiTaskModel(JointLossPreTrainedModel):
                 flat[name] = tensor.flatten(0, 1)
         return super()._rows(flat)
 
+    def _task_types(self, ids: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Numbers for the language model's table of task embeddings as rows, checked."""
+        config = self.config.text_config.get_text_config()
+        if not getattr(config, "use_task_id", False):
+            raise ValueError(
+                f"task_type_ids need a language model with task embeddings (ERNIE with use_task_id=True), found "
+                f"{config.model_type!r} without. Leave them out."
+            )
+        ids, meaning = ids.flatten(0, -2), "the number of a task at each token, like input_ids"
+        check_ids("task_type_ids", ids, shape, meaning, config.task_type_vocab_size)
+        return ids
+
     # Losses
 
     @can_return_tuple
@@ -153,6 +171,7 @@ class MultiTaskModel(JointLossPreTrainedModel):
         char_ids: Tensor | None = None,
         text_ids: Tensor | None = None,
         task_id: Tensor | int | None = None,
+        task_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         lm_targets: Tensor | None = None,
         lm_input_ids: Tensor | None = None,
@@ -173,8 +192,10 @@ class MultiTaskModel(JointLossPreTrainedModel):
             char_ids: (..., T, characters) for ELMo.
             text_ids: (B, T) for kind "pair": 0 at tokens of the first text, 1 at those of the second, -1 elsewhere.
             task_id: (B,) number of the task, the same for all, or one number.
-            labels: (B,) classes, numbers (regression) or right candidates (ranking); (B, T) classes of tokens. -100 means
-                unlabelled.
+            task_type_ids: of the shape of input_ids, which row of the language model's task embeddings each token gets, for
+                ERNIE with `use_task_id`; by default row 0.
+            labels: (B,) classes, numbers (regression) or right candidates (ranking); (B, T) classes of tokens, or original
+                ids of hidden ones ("masked_lm"). -100 means unlabelled.
             lm_targets: as for the `JointLossFor...` models, like the next three.
             lm_input_ids: a text of its own for the language model.
             lm_attention_mask: of that text.
@@ -187,7 +208,8 @@ class MultiTaskModel(JointLossPreTrainedModel):
 
         Returns:
             `JointLossOutput`; `task_loss` is weighted. Logits are (B, K), (B,) for regression, (B, C) for ranking,
-            (B, T, K) for tokens; those of a pair are log probabilities.
+            (B, T, K) for tokens, (B, T, V) for "masked_lm", in training (M, V) of the M labelled places alone; those of a
+            pair are log probabilities.
 
         Raises:
             ValueError: several tasks in a batch, one that does not exist, labels that are missing in training or do not
@@ -203,6 +225,8 @@ class MultiTaskModel(JointLossPreTrainedModel):
         number = self.task_of(task_id)
         task = self.config.tasks[number]
         rows, stream = self._rows(batch), self._lm_stream(batch)
+        if task_type_ids is not None:
+            rows["task_type_ids"] = self._task_types(task_type_ids, next(iter(rows.values())).shape[:2])
         weight = self.config.lm_loss_weight if lm_loss_weight is None else lm_loss_weight
         if self.training and labels is None and (weight == 0 or lm_targets is None):
             raise ValueError(
@@ -218,7 +242,10 @@ class MultiTaskModel(JointLossPreTrainedModel):
                 )
         reading = self._read(rows, None if stream else targets)
         examples = next(len(tensor) for tensor in given if tensor is not None)
-        logits = self._task_logits(task, reading, rows.get("input_ids"), text_ids, examples)
+        if task["kind"] == "masked_lm":
+            logits, labels = self._masked_logits(task, reading.hidden, labels)
+        else:
+            logits = self._task_logits(task, reading, rows.get("input_ids"), text_ids, examples)
         items = num_items_in_batch
         by_task = isinstance(items, Tensor) and items.dim() == 1
         losses, loss = {}, None
@@ -233,6 +260,16 @@ class MultiTaskModel(JointLossPreTrainedModel):
                 losses[name] = share * mean_of_all(total, reading.count, num_lm_items_in_batch)
             loss = weight * losses["lm_loss"] + (0 if loss is None else loss)
         return JointLossOutput(loss=loss, logits=logits, **losses)
+
+    def _masked_logits(
+        self, task: dict, hidden: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits of all places and the labels as they came; in training of labelled places alone, and their labels."""
+        if not self.training or labels is None:
+            return mlm_logits(self.language_model, hidden), labels
+        _check_label_shape(task, labels, hidden.shape[:2])
+        places = labels != -100
+        return mlm_logits(self.language_model, hidden[places]), labels[places]
 
     def _task_logits(
         self, task: dict, reading: Reading, ids: Tensor | None, text_ids: Tensor | None, examples: int
@@ -266,13 +303,16 @@ def _both_texts(task: dict, mask: Tensor, text_ids: Tensor | None) -> tuple[Tens
     return texts
 
 
-def _task_loss(task: dict, logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
-    kind, name = task["kind"], task["name"]
-    shape = logits.shape[:2] if kind == "tokens" else logits.shape[:1]
+def _check_label_shape(task: dict, labels: Tensor, shape: torch.Size) -> None:
     if labels.shape != shape:
         raise ValueError(
-            f"labels of {kind} task {name!r} must have shape {tuple(shape)}, found {tuple(labels.shape)}."
+            f"labels of {task['kind']} task {task['name']!r} must have shape {tuple(shape)}, found {tuple(labels.shape)}."
         )
+
+
+def _task_loss(task: dict, logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
+    kind, name = task["kind"], task["name"]
+    _check_label_shape(task, labels, logits.shape if kind == "regression" else logits.shape[:-1])
     if kind == "regression":
         return task_mean(logits.unsqueeze(1), labels.to(logits.dtype), "regression", items)
     known = labels[labels != -100]

@@ -9,6 +9,7 @@ Letters: B rows, L positions.
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor, from_numpy
@@ -100,17 +101,17 @@ def permutation_mask(
     all of earlier parts and nothing of later ones.
 
     Args:
-        order: (B, L), the place of each token in the factorisation order, different numbers from 0 to below L in a part.
+        order: (B, L), the place of each target and functional token in the factorisation order, different numbers from 0 on
+            in a part; those of plain tokens are not read.
         targets: (B, L), the tokens that are guessed.
         functional: (B, L), special tokens, which are not guessed and whose place is in the order.
         part: (L,), the number of each position's part from 0 on; None for one part.
     """
     # A part's numbers lie above all of the part before. Plain tokens come first in theirs, one number for all.
-    width = order.shape[1]
-    base = 0 if part is None else part * (width + 1)
-    key = np.where(targets | functional, order, -1) + base
+    key = np.where(targets | functional, order.astype(np.int64) + 1, 0)
+    key += 0 if part is None else part * (int(key.max(initial=0)) + 1)
     query = np.where(targets, key, key + 1)
-    small = np.int16 if key.max(initial=0) < 2**15 - 1 else np.int32
+    small = np.min_scalar_type(int(query.max(initial=0)))  # one byte for rows of 512: the smaller, the faster
     return query.astype(small)[:, :, None] <= key.astype(small)[:, None, :]
 
 
@@ -135,6 +136,8 @@ class DataCollatorForUnifiedLM:
         seed: equal seeds, epochs and rows give equal batches.
         epoch: another one gives other batches of the same rows.
     """
+
+    fits: ClassVar[tuple[str, ...]] = ("masked",)  # kinds of stock models, of `gathered_head.KINDS`
 
     tokenizer: PreTrainedTokenizerBase
     mix: tuple[float, float, float, float] = (1 / 3, 1 / 3, 1 / 6, 1 / 6)

@@ -248,6 +248,28 @@ class TaskRows(Dataset):
         return {**self.rows[number], "task": self.task}
 
 
+def task_number(rows: Sequence[Mapping], tasks: Sequence[Mapping]) -> int:
+    """The number of the one task of a batch.
+
+    Args:
+        rows: each with the name of its task in the column `task`.
+        tasks: the model's `config.tasks`.
+
+    Raises:
+        ValueError: rows of several tasks, or of one that is none of these.
+    """
+    found = {row.get("task") for row in rows}
+    if len(found) > 1:
+        raise ValueError(
+            f"every batch must be of one task, found rows of {sorted(map(str, found))}. Use MultiTaskDataset for "
+            "training and TaskRows, one a task, for evaluation."
+        )
+    (name,), names = found, [task["name"] for task in tasks]
+    if name not in names:
+        raise ValueError(f"a row's column `task` must be one of {sorted(names)}, found {name!r}.")
+    return names.index(name)
+
+
 @dataclass
 class MultiTaskCollator:
     """Rows of one task to a batch for `MultiTaskModel`.
@@ -284,7 +306,7 @@ class MultiTaskCollator:
         for name, columns in self.columns.items():
             if name not in self._numbers:
                 raise ValueError(f"columns name the task {name!r}, but tasks are {sorted(self._numbers)}.")
-            kind = self.tasks[self._numbers[name]]["kind"]
+            kind = _text_kind(self.tasks[self._numbers[name]])
             allowed = (1, 2) if kind in ("classification", "regression") else (len(COLUMNS[kind]),)
             if isinstance(columns, str) or len(columns) not in allowed:
                 raise ValueError(
@@ -310,7 +332,7 @@ class MultiTaskCollator:
             ValueError: rows of several tasks or an unknown one, a missing column, candidates of different counts, words
                 and labels of different counts, or labels that are no numbers.
         """
-        task = self.tasks[self._task(rows)]
+        task = self.tasks[task_number(rows, self.tasks)]
         first, second = self._texts(task, rows)
         words = task["kind"] == "tokens"
         encoded = self.tokenizer(
@@ -336,20 +358,8 @@ class MultiTaskCollator:
         batch["task_id"] = torch.full((len(rows),), self._numbers[task["name"]])
         return batch | (lm if self._hide is not None else {})
 
-    def _task(self, rows: Sequence[Mapping]) -> int:
-        names = {row.get("task") for row in rows}
-        if len(names) > 1:
-            raise ValueError(
-                f"every batch must be of one task, found rows of {sorted(map(str, names))}. Use MultiTaskDataset for "
-                "training and TaskRows, one a task, for evaluation."
-            )
-        (name,) = names
-        if name not in self._numbers:
-            raise ValueError(f"a row's column `task` must be one of {sorted(self._numbers)}, found {name!r}.")
-        return self._numbers[name]
-
     def _texts(self, task: Mapping, rows: Sequence[Mapping]) -> tuple[list, list | None]:
-        name, kind = task["name"], task["kind"]
+        name, kind = task["name"], _text_kind(task)
         columns = self.columns.get(name, COLUMNS[kind])
         for row in rows:
             if missing := [column for column in columns if row.get(column) is None]:
@@ -389,6 +399,15 @@ class MultiTaskCollator:
             ) from error
 
 
+def _text_kind(task: Mapping) -> str:
+    """The kind of a task whose rows are texts."""
+    if task["kind"] not in COLUMNS:
+        raise ValueError(
+            f"{task['kind']} task {task['name']!r} reads rows of ids. Use TokenizedTaskCollator, which hides tokens of them."
+        )
+    return task["kind"]
+
+
 def _spread(name: str, labels: Sequence[int] | None, words: Sequence[int | None], expected: int) -> list[int]:
     """Labels of words for a row's tokens: at each word's first one, else -100."""
     if labels is not None and len(labels) != expected:
@@ -403,4 +422,4 @@ def _spread(name: str, labels: Sequence[int] | None, words: Sequence[int | None]
     return spread
 
 
-__all__ = ["COLUMNS", "ContinualSchedule", "MultiTaskCollator", "MultiTaskDataset", "TaskRows"]
+__all__ = ["COLUMNS", "ContinualSchedule", "MultiTaskCollator", "MultiTaskDataset", "TaskRows", "task_number"]

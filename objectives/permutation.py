@@ -10,7 +10,7 @@ Letters: B rows, L positions, H the longer part of a row, R = 2 * B parts (or B)
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, from_numpy
@@ -30,7 +30,7 @@ class PermutationTargets:
     """Targets, their order and the masks of XLNet.
 
     Args:
-        num_predict: tokens to guess in each row, fewer only if it has fewer; None for one in six, 85 of 512.
+        num_predict: tokens to guess in each row, fewer only if it has fewer, and one always stays; None for one in six, 85 of 512.
         reuse_length: the first part of each row, which does not see the rest; None for half of the longest row, 0 for no
             parts.
         max_n: longest span; p(n) ~ 1 / n.
@@ -64,8 +64,20 @@ class PermutationTargets:
         return [(0, border), (border, width)] if 0 < border < width else [(0, width)]
 
     def counts(self, batch: TokenBatch, maskable: np.ndarray, parts: list[tuple[int, int]]) -> np.ndarray:
-        """How many targets each part of each row has (parts, B), in proportion to its tokens, the first rounded up."""
+        """How many targets each part of each row has (parts, B), in proportion to its tokens, the first rounded up.
+
+        An ordinary token of the first part is left out: a target that sees no token attends to all alike, itself too.
+
+        Raises:
+            ValueError: a row with a single ordinary token.
+        """
         available = np.stack([maskable[:, begin:end].sum(1) for begin, end in parts])
+        available[0] = np.minimum(available[0], np.maximum(batch.maskable[:, : parts[0][1]].sum(1) - 1, 0))
+        if not available.any(0).all():
+            raise ValueError(
+                f"row {int(available.any(0).argmin())} of the batch has one ordinary token, which would be told from none: "
+                "leave rows of fewer than two out of the data set"
+            )
         wanted = batch.lengths // TARGETS_OF_TOKENS if self.num_predict is None else self.num_predict
         wanted = np.minimum(np.maximum(wanted, 1), available.sum(0))
         if len(parts) == 1:
@@ -82,7 +94,7 @@ class PermutationTargets:
             float32, a row of zeros where a row has fewer targets; `labels` (B, P).
 
         Raises:
-            ValueError: a row without ordinary tokens, or no `word_ids`.
+            ValueError: a row with fewer than two ordinary tokens, or no `word_ids`.
         """
         size, width = batch.input_ids.shape
         parts = self.parts(width)
@@ -107,7 +119,8 @@ class PermutationTargets:
         words = None if word_ids is None else stacked(word_ids, NOWHERE)
         lengths = np.concatenate([np.clip(batch.lengths - begin, 0, end - begin) for begin, end in parts])
         targets = spread_spans(rng, free, words, lengths, counts, self.pmf(), self.context, self.unit)
-        order = rng.permuted(np.broadcast_to(np.arange(long, dtype=np.int16), targets.shape), axis=1)
+        functional = (batch.attention_mask == 1) & ~batch.maskable
+        order = random_order(rng, targets | stacked(functional, False))
 
         def beside(stack: np.ndarray) -> np.ndarray:
             """(R, H) as (B, L) again."""
@@ -117,7 +130,6 @@ class PermutationTargets:
             )
 
         chosen, order = beside(targets), beside(order)
-        functional = (batch.attention_mask == 1) & ~batch.maskable
         part = np.repeat(np.arange(len(parts)), [end - begin for begin, end in parts])
         perm_mask = permutation_mask(order, chosen, functional, part)
         row, place = np.nonzero(chosen)
@@ -129,6 +141,15 @@ class PermutationTargets:
         labels = np.full((size, most), IGNORED, np.int64)
         labels[row, slot] = batch.input_ids[row, place]
         return {"perm_mask": perm_mask, "target_mapping": target_mapping, "labels": labels}
+
+
+def random_order(rng: np.random.Generator, members: np.ndarray) -> np.ndarray:
+    """A random place from 0 on for each of the `members` (R, H) among those of its row (R, H), 0 for the others."""
+    count = members.sum(1)
+    there = np.arange(int(count.max())) < count[:, None]
+    order = np.zeros(members.shape, np.int64)
+    order[members] = np.argsort(np.where(there, rng.random(there.shape), LAST), axis=1)[there]
+    return order
 
 
 def spread_spans(
@@ -191,33 +212,34 @@ def walk(
     height, width = words.index.shape
     # All places count through the rows; behind each row stands one more, where walks end.
     base = np.arange(height)[:, None] * (width + 1)
-    heads = np.broadcast_to(base + width, (height, width + 1)).copy()
-    row, number = np.nonzero(words.there)
-    heads[row, words.start[row, number]] = words.start[row, number] + base[row, 0]
-    following = np.minimum.accumulate(heads[:, ::-1], axis=1)[:, ::-1].ravel()
-    across = units.start.shape[1]
-    first = np.arange(height)[:, None] * across
-    outside = height * across  # a unit of its own, behind everything
-    unit_at = np.where(units.inside, units.index + first, outside)
-    unit_at = np.append(unit_at, np.full((height, 1), outside), axis=1).ravel()
+    over = base + width
+    heads = np.repeat(over, width + 1)
+    starts = (words.start + base)[words.there]
+    heads[starts] = starts
+    following = np.minimum.accumulate(heads[::-1])[::-1]  # the next word, or `over` of the row
+    first = np.arange(height)[:, None] * units.start.shape[1]
+    outside = units.start.size  # a unit of its own, behind everything
+    unit_at = np.full((height, width + 1), outside)
+    unit_at[:, :-1] = np.where(units.inside, units.index + first, outside)
+    unit_at = unit_at.ravel()
     limits = np.append((units.limit + first - 1).ravel(), outside)
     ends = np.append((units.end + base).ravel(), height * (width + 1))
-    base = base[:, 0]
-    edge, over, place, left = base + lengths, base + width, base, counts
-    begins, stops = [base], [base]
+    base, over = base[:, 0], over[:, 0]
+    place, begins, stops = base, [], []
     for more, before, behind in zip(sizes - 1, front, sizes * context - front, strict=True):
         begin = following[np.minimum(place + before, over)]
         unit = unit_at[begin]
-        stop = np.minimum(ends[np.minimum(unit + more, limits[unit])], begin + left)
-        alive = stop < edge
-        if not alive.any():
-            break
-        stop = np.where(alive, stop, begin)
-        left = left - (stop - begin)
-        place = np.where(alive, stop + behind, over)
+        stop = ends[np.minimum(unit + more, limits[unit])]
+        place = stop + behind
         begins.append(begin)
         stops.append(stop)
-    return np.stack(begins, axis=1) - base[:, None], np.stack(stops, axis=1) - base[:, None]
+        if (begin == over).all():
+            break
+    begins, stops = np.stack(begins, axis=1), np.stack(stops, axis=1)
+    used = np.cumsum(stops - begins, axis=1) - (stops - begins)  # before each span, as long as none is cut
+    stops = np.minimum(stops, begins + np.maximum(counts[:, None] - used, 0))
+    alive = np.logical_and.accumulate(stops < (base + lengths)[:, None], axis=1)
+    return np.where(alive, begins - base[:, None], 0), np.where(alive, stops - base[:, None], 0)
 
 
 @dataclass
@@ -231,6 +253,8 @@ class DataCollatorForPermutationLanguageModeling:
         epoch: another one gives other batches of the same rows.
         pad_to_multiple_of: makes widths multiples of this.
     """
+
+    fits: ClassVar[tuple[str, ...]] = ("aligned",)  # kinds of stock models, of `gathered_head.KINDS`
 
     tokenizer: PreTrainedTokenizerBase
     targets: PermutationTargets = PermutationTargets()

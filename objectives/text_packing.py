@@ -1,8 +1,8 @@
 """Rows without padding or nearly so, cut out of a corpus: contiguous, whole sentences, whole sentences of one document.
 
 Radford et al. 2018 and 2019 (GPT: contiguous, with a token between documents); Liu et al. 2019 (RoBERTa), section 4.2:
-FULL-SENTENCES and DOC-SENTENCES. Streams whose lanes go on from batch to batch, as Transformer-XL and XLNet read them, are
-in `streams.py`.
+FULL-SENTENCES and DOC-SENTENCES. Lanes that go on from batch to batch, as Transformer-XL reads them, are in
+`token_lanes.py`.
 
 Letters: N tokens, S sentences, K blocks.
 """
@@ -201,6 +201,8 @@ class DataCollatorForCausalLanguageModeling:
         tokenizer: says which id fills up.
         pad_to_multiple_of: makes widths multiples of this.
     """
+
+    fits = ("causal",)  # kinds of stock models, of `gathered_head.KINDS`
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None = None):
         self.vocabulary, self.pad_to_multiple_of = Vocabulary.from_tokenizer(tokenizer), pad_to_multiple_of

@@ -198,6 +198,8 @@ class TokenBatch:
     def gathered(self, places: np.ndarray, lengths: np.ndarray) -> "TokenBatch":
         """Another batch whose position t holds what stood at `places` (B, M) before, and padding past `lengths` (B,)."""
         inside = np.arange(places.shape[1]) < lengths[:, None]
+        width = self.input_ids.shape[1]
+        source = places + np.arange(0, self.input_ids.size, width)[:, None]  # counts through the rows
         fills = {
             "input_ids": self.vocabulary.pad_id,
             "maskable": False,
@@ -208,7 +210,7 @@ class TokenBatch:
         def moved(name: str, array: np.ndarray | None) -> np.ndarray | None:
             if array is None or array.shape != self.input_ids.shape:
                 return array
-            return np.where(inside, np.take_along_axis(array, places, 1), fills.get(name, NOWHERE))
+            return np.where(inside, array.ravel()[source], fills.get(name, NOWHERE))
 
         arrays = {item.name: getattr(self, item.name) for item in fields(self) if item.name in fills}
         return replace(
@@ -222,7 +224,7 @@ class TokenBatch:
         """Another batch with only the tokens at `keep` (B, L), moved together."""
         lengths = keep.sum(1)
         places = np.zeros((len(keep), max(1, int(lengths.max()))), np.int64)
-        places[np.arange(places.shape[1]) < lengths[:, None]] = np.nonzero(keep)[1]
+        places[np.arange(places.shape[1]) < lengths[:, None]] = np.flatnonzero(keep) % keep.shape[1]
         return self.gathered(places, lengths)
 
 

@@ -41,7 +41,7 @@ class JiebaSegmenter:
             import jieba  # noqa: F401
         except ImportError as error:
             raise ImportError(
-                "JiebaSegmenter needs jieba: pip install jieba, or give any function from a text to its words as "
+                "JiebaSegmenter needs jieba: pip install 'heirloom-lm[chinese]', or give any function from a text to its words as "
                 "`segmenter`"
             ) from error
         self.hmm = hmm

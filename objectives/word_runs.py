@@ -18,6 +18,11 @@ def smallest(keys: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return (keys <= last) & (counts > 0)[:, None]
 
 
+def columns(mask: np.ndarray) -> np.ndarray:
+    """The columns of the true places of a mask (B, L), row by row: `np.nonzero(mask)[1]`, several times as fast."""
+    return np.flatnonzero(mask) % mask.shape[1]
+
+
 def runs(mask: np.ndarray) -> np.ndarray:
     """Number runs of neighbouring true places in each row (B, L) from 0 on; what lies outside has any number."""
     begins = mask.copy()
@@ -53,7 +58,7 @@ class WordRuns:
         width = max(1, int(count.max()))
         there = np.arange(width) < count[:, None]
         start, end = np.zeros(there.shape, np.int64), np.zeros(there.shape, np.int64)
-        start[there], end[there] = np.nonzero(begins)[1], np.nonzero(ends)[1] + 1
+        start[there], end[there] = columns(begins), columns(ends) + 1
         index = np.where(inside, np.cumsum(begins, axis=1) - 1, width)
         return cls(index, start, end, count)
 

@@ -57,6 +57,31 @@ def test_losses_and_gradients_are_the_twins(name):
     assert not teacher.training
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_squares_of_logits_are_the_twins(name):
+    student, teacher, batch = make(name).double(), teacher_of(name).double(), batch_of(name)
+    batch.pop("token_type_ids", None)
+    mse = naive.mean_square(student, teacher, batch, name == "gpt2")
+    mse.backward()
+    expected = gradients(student)
+    how = Distillation(temperature=7.0, kl_weight=0, hard_weight=0, cosine_weight=0, mse_weight=1.0)
+    losses = DistillationLosses(student, teacher, how)
+    found = losses(**batch)
+    assert found.loss.item() == found.mse_loss.item() == pytest.approx(mse.item(), rel=1e-9)
+    found.loss.backward()
+    own = gradients(student)
+    assert not differs({key: own[key] for key in expected}, expected)
+    assert losses.parts == (FIRST.get(name, "mlm_loss"), "kl_loss", "mse_loss")
+    parts = [{key: value[start : start + 3] for key, value in batch.items()} for start in (0, 3, 6)]
+    counts = sum(losses.count(part) for part in parts)
+    summed = sum(losses(**part, num_items_in_batch=counts).mse_loss.item() for part in parts)
+    assert summed == pytest.approx(mse.item(), rel=1e-9)
+    every = DistillationLosses(student, teacher, Distillation(mse_weight=0.5))
+    assert every.parts[1:] == ("kl_loss", "mse_loss", "cosine_loss")
+    assert every.weights == (2.0, 5.0, 0.5, 1.0)
+    assert every.count(batch)[-1] == batch["attention_mask"].sum()
+
+
 @pytest.mark.parametrize("name", ["bert", "gpt2", "bert pairs"])
 def test_parts_sum_to_the_step(name):
     student, teacher, batch = make(name).double(), teacher_of(name).double(), batch_of(name)

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 from heirloom.cli.main import app
 from heirloom.modeling.modeling_electra_joint import ElectraForJointPreTraining
+from heirloom.modeling.modeling_infoword import InfoWordForPreTraining
+from heirloom.modeling.modeling_sentence_pair import SentencePairForPreTraining
 from heirloom.modeling.modeling_spanbert import SpanBertForPreTraining
 from heirloom.training.arguments import PretrainArguments
 from heirloom.training.objective_examples import example_of, split_sentences
@@ -44,6 +46,7 @@ CONFIGS = {name: {"model_type": "bert", **BERT} for name in NAMES} | {
     "bart": {"model_type": "bart", **BART, "max_position_embeddings": 40},
     "t5": {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2},
     "xlnet": {"model_type": "xlnet", "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 24},
+    "transformer-xl": {"model_type": "xlnet", "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 24},
     "gpt": {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 40},
 }
 PARTS = {
@@ -59,6 +62,9 @@ PARTS = {
     "xlnet": {"lm_loss"},
     "unilm": {"mlm_loss", "nsp_loss"},
     "gpt": {"lm_loss"},
+    "transformer-xl": {"lm_loss"},
+    "infoword": {"mlm_loss", "contrastive_loss"},
+    "structbert": {"mlm_loss", "pair_loss"},
 }
 
 
@@ -116,7 +122,12 @@ def test_from_documents_to_a_checkpoint(name, files, tmp_path):
     parts = {key.removeprefix("eval_") for key in scores if key.endswith("_loss")} - {"loss"}
     assert parts - {"eval_loss"} == PARTS.get(name, {"mlm_loss"})
     assert all(math.isfinite(value) for key, value in scores.items() if "loss" in key)
-    classes = {"spanbert": SpanBertForPreTraining, "electra": ElectraForJointPreTraining}
+    classes = {
+        "spanbert": SpanBertForPreTraining,
+        "electra": ElectraForJointPreTraining,
+        "infoword": InfoWordForPreTraining,
+        "structbert": SentencePairForPreTraining,
+    }
     kind = classes.get(name) or getattr(transformers, objective.models.auto)
     again = kind.from_pretrained(tmp_path / "run").state_dict()
     for key, value in trainer.model.state_dict().items():

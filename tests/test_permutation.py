@@ -183,7 +183,23 @@ def test_ragged_rows(unit, reuse):
     most = PermutationTargets(unit=unit, reuse_length=reuse, num_predict=40)(generator(0), batch)
     assert most["labels"].shape == (6, 40)
     available = [int(((row["input_ids"] > 4) & (row["word_ids"] >= 0)).sum()) for row in rows_of(lengths)]
-    assert (most["labels"] >= 0).sum(1).tolist() == [min(40, n) for n in available]
+    assert (most["labels"] >= 0).sum(1).tolist() == [min(40, n - 1) for n in available]
+
+
+@pytest.mark.parametrize("reuse", [None, 0, 3])
+def test_every_target_sees_a_token(reuse):
+    """A target that sees none would attend to all alike, to itself and to padding too."""
+    for num_predict in (None, 40):
+        targets = PermutationTargets(unit="token", num_predict=num_predict, reuse_length=reuse)
+        for length in (4, 5, 6, 9, 12, 30):
+            for first in ([2], []):  # BERT's order of special tokens, and XLNet's
+                ids = [*first, *range(10, 10 + length - 2), 1, *([] if first else [2])]
+                batch = DataCollatorForPermutationLanguageModeling(TOKENIZER, targets)(
+                    [{"input_ids": ids}] * 20
+                )
+                blind = batch["perm_mask"].all(2) & (batch["target_mapping"].sum(1) > 0)
+                assert not blind.any()
+                assert (batch["labels"] >= 0).any(1).all()
 
 
 def test_the_walk_is_that_of_the_original():
@@ -249,6 +265,10 @@ def test_deterministic_and_nothing_is_changed():
         (
             lambda: DataCollatorForPermutationLanguageModeling(TOKENIZER, TOKENS)([{"input_ids": [1, 2]}]),
             "row 0 of the batch has no token that can be masked",
+        ),
+        (
+            lambda: DataCollatorForPermutationLanguageModeling(TOKENIZER, TOKENS)([{"input_ids": [2, 7, 1]}]),
+            "row 0 of the batch has one ordinary token, .* leave rows of fewer than two out",
         ),
     ],
 )

@@ -20,23 +20,31 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    ElectraConfig,
     SqueezeBertConfig,
     SqueezeBertForMaskedLM,
     TrainingArguments,
 )
 from two_processes import run_in_two_processes
 
+from heirloom.modeling.configuration_electra_joint import ElectraJointConfig
+from heirloom.modeling.configuration_infoword import InfoWordConfig
 from heirloom.modeling.configuration_lstm_lm import LstmLMConfig
 from heirloom.modeling.gathered_head import StockPretrainingLosses, gathered, mlm_head, mlm_logits
+from heirloom.modeling.modeling_electra_joint import ElectraForJointPreTraining
+from heirloom.modeling.modeling_infoword import InfoWordForPreTraining
 from heirloom.modeling.modeling_lstm_lm import LstmLMForCausalLM
+from heirloom.objectives.ngram_pairs import DataCollatorForNgramContrast, NgramPairs
 from heirloom.objectives.pretraining_collators import DataCollatorForMaskedLanguageModeling
+from heirloom.training.distillation import DistillationTrainer
 from heirloom.training.stock_pretraining import StockPretrainingTrainer
 
 
 def trainer_of(folder, name, size, accumulate, **more):
     model = more.pop("model", None) or make(name)
     own = {"train_dataset": rows_of(name)}
-    own |= {key: more.pop(key) for key in ("data_collator", "train_dataset", "eval_dataset") if key in more}
+    known = ("data_collator", "train_dataset", "eval_dataset", "teacher")
+    own |= {key: more.pop(key) for key in known if key in more}
     arguments = {
         "output_dir": str(folder),
         "per_device_train_batch_size": size,
@@ -54,7 +62,8 @@ def trainer_of(folder, name, size, accumulate, **more):
         "use_cpu": True,
     }
     own.setdefault("data_collator", collator_of(name))
-    return StockPretrainingTrainer(model, TrainingArguments(**arguments | more), **own)
+    kind = DistillationTrainer if "teacher" in own else StockPretrainingTrainer
+    return kind(model, TrainingArguments(**arguments | more), **own)
 
 
 # The head
@@ -183,10 +192,10 @@ EVERY_HEAD += ["bart", "t5", "mass", "xlnet", "gpt2"]
 class Fixed:
     """The rows' own targets, whatever the batch: what a collator draws depends on the batch."""
 
-    def __init__(self, name):
+    def __init__(self, name, collator=None):
         self.name, self.pieces = name, {}
         for number, row in enumerate(rows_of(name)):
-            self.pieces[number] = collator_of(name)([row])
+            self.pieces[number] = (collator or collator_of(name))([row])
 
     def __call__(self, numbers):
         parts = [self.pieces[number["number"]] for number in numbers]
@@ -241,28 +250,64 @@ def test_accumulation_changes_nothing(name, tmp_path):
     assert ("perplexity" in log) == ("eval_perplexity" in evaluated) == (name != "discriminator")
 
 
+KINDS = ["t5", "gpt2", "electra joint", "infoword", "distillation"]
+
+
+def of_kind(folder, name, size, **more):
+    """Two steps of another kind of model."""
+    torch.manual_seed(1)
+    text = BertConfig(**COMMON, **STILL)
+    if name == "electra joint":
+        parts = ElectraConfig(**COMMON, **STILL, embedding_size=8)
+        likeliest = {"discriminator_weight": 1.0, "temperature": 1e-4}  # so that drawing is not random
+        config = ElectraJointConfig(discriminator_config=parts, **likeliest)
+        more |= {"model": fuzz(ElectraForJointPreTraining(config))}
+    elif name == "infoword":
+        config = InfoWordConfig(text_config=text, contrast="margin", negatives="replaced", temperature=4.0)
+        collator = DataCollatorForNgramContrast(WORDPIECES, ngrams=NgramPairs("replaced"))
+        more |= {"model": fuzz(InfoWordForPreTraining(config)), "data_collator": Fixed(name, collator)}
+    elif name == "distillation":
+        more |= {"model": make("bert"), "teacher": fuzz(BertForMaskedLM(text)).double()}
+    else:
+        more |= {"model": make(name)}
+    more["model"].double()
+    numbers = [{"number": number} for number in range(8)]
+    options = {"train_dataset": numbers, "eval_dataset": numbers[:7], "data_collator": Fixed(name)}
+    return trainer_of(folder, name, size, 1, **options | {"max_steps": 2} | more)
+
+
+def what_became(trainer):
+    """Weights, logs and metrics after training."""
+    trainer.train()
+    metrics = trainer.evaluate()
+    logs = [record for record in trainer.state.log_history if "grad_norm" in record]
+    return {"weights": list(trainer.model.state_dict().values()), "logs": logs, "eval": metrics}
+
+
 def test_two_processes_change_nothing(tmp_path):
     code = """
-trainer = suite.over_two_epochs(folder, 2, ddp_backend="gloo")
-trainer.train()
-metrics = trainer.evaluate()
+options = {"ddp_backend": "gloo"}
+found = {name: suite.what_became(suite.of_kind(folder, name, 2, **options)) for name in suite.KINDS}
+trainer = suite.over_two_epochs(folder, 2, **options)
+found["bert pairs"] = suite.what_became(trainer)
 if trainer.is_world_process_zero():
-    logs = [record for record in trainer.state.log_history if "loss" in record]
-    weights = list(trainer.model.state_dict().values())
-    torch.save({"weights": weights, "logs": logs, "eval": metrics}, folder / "result")
+    torch.save(found, folder / "result")
 """
     run_in_two_processes(__file__, tmp_path, code)
-    two = torch.load(tmp_path / "result", weights_only=True)
-    one = over_two_epochs(tmp_path / "one", 4)
-    one.train()
-    for ours, whole in zip(two["weights"], one.model.state_dict().values(), strict=True):
-        torch.testing.assert_close(ours, whole, rtol=0, atol=1e-7)
-    logs, metrics = [record for record in one.state.log_history if "loss" in record], one.evaluate()
-    assert len(logs) == len(two["logs"]) == 4
-    for part in ("loss", "mlm_loss", "nsp_loss"):
-        assert metrics[f"eval_{part}"] == pytest.approx(two["eval"][f"eval_{part}"], abs=1e-6)
-        for ours, whole in zip(two["logs"], logs, strict=True):
-            assert ours[part] == pytest.approx(whole[part], abs=1e-5)
+    both = torch.load(tmp_path / "result", weights_only=True)
+    for name, two in both.items():
+        pairs = name == "bert pairs"
+        trainer = over_two_epochs(tmp_path / "one", 4) if pairs else of_kind(tmp_path / "one", name, 4)
+        one = what_became(trainer)
+        for ours, whole in zip(two["weights"], one["weights"], strict=True):
+            torch.testing.assert_close(ours, whole, rtol=0, atol=1e-7, msg=name)
+        assert len(one["logs"]) == len(two["logs"]) == (4 if pairs else 2)
+        parts = trainer.stock.parts
+        assert len(parts) == {"t5": 1, "gpt2": 1, "distillation": 3}.get(name, 2)
+        for part in ("loss", *parts):
+            assert two["eval"][f"eval_{part}"] == pytest.approx(one["eval"][f"eval_{part}"], abs=1e-6), name
+            for ours, whole in zip(two["logs"], one["logs"], strict=True):
+                assert ours[part] == pytest.approx(whole[part], abs=1e-5), name
 
 
 class Numbers(torch.utils.data.Dataset):

@@ -219,7 +219,7 @@ def test_errors_say_what_to_do():
 
 def test_jieba_is_optional():
     if importlib.util.find_spec("jieba") is None:
-        with pytest.raises(ImportError, match="pip install jieba"):
+        with pytest.raises(ImportError, match=r"pip install 'heirloom-lm\[chinese\]'"):
             JiebaSegmenter()
     else:
         assert JiebaSegmenter()("我 来到") == [(0, 1), (2, 4)]

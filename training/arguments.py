@@ -117,6 +117,14 @@ class PretrainArguments(DataArguments):
         default=1, metadata={"help": "elmo: highway layers over the convolutions."}
     )
 
+    def __post_init__(self):
+        given = [f"--{name}" for name in ("max_tokens", "segmenter") if getattr(self, name)]
+        if given and not self.objective:
+            raise ValueError(
+                f"{', '.join(given)}: for stock models only. Name what they learn in --objective (`heirloom objectives` "
+                "lists them), or leave these out."
+            )
+
 
 @dataclass
 class FinetuneArguments(DataArguments):

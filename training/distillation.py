@@ -2,8 +2,9 @@
 
 Sanh et al. 2019, section 2: `kl_weight T^2 KL(teacher || student) + hard_weight (the stock losses) + cosine_weight (1 - cos)`,
 the first with both softmaxes at temperature T (Hinton et al. 2015), the last between the last hidden states of each token.
-KL is a mean over the targets, the cosine over all tokens, each over the whole step, however it is cut into batches. Where it
-leaves DistilBERT: its KL reads all tokens by default.
+Beside it, `mse_weight (z_student - z_teacher)^2`, the mean over the vocabulary of squared differences of logits (Ba and
+Caruana 2014, section 2; MT-DNN's code can learn so too). KL and squares are means over the targets, the cosine over all tokens, each over the whole step,
+however it is cut into batches. Where it leaves DistilBERT: its KL reads all tokens by default.
 
 Letters: B rows, L positions, H features, N targets, V words, K parts of the loss.
 """
@@ -33,6 +34,8 @@ class Distillation:
         kl_weight: of `kl_loss`, which has the factor T^2 in it, so that its gradients keep their size.
         hard_weight: of the loss on the labels.
         cosine_weight: of `cosine_loss`; 0 for hidden states of different sizes.
+        mse_weight: of `mse_loss`, which knows no temperature. `Distillation(kl_weight=0, mse_weight=1)` learns logits in
+            place of probabilities.
 
     Raises:
         ValueError: a temperature that is not positive, a negative weight, or only zeros.
@@ -42,14 +45,16 @@ class Distillation:
     kl_weight: float = 5.0
     hard_weight: float = 2.0
     cosine_weight: float = 1.0
+    mse_weight: float = 0.0
 
     def __post_init__(self):
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive, found {self.temperature}. The usual one is 2.")
-        weights = (self.kl_weight, self.hard_weight, self.cosine_weight)
+        weights = (self.kl_weight, self.hard_weight, self.cosine_weight, self.mse_weight)
         if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
             raise ValueError(
-                f"kl_weight, hard_weight and cosine_weight must be 0 or more, and not all 0, found {weights}."
+                "kl_weight, hard_weight, cosine_weight and mse_weight must be 0 or more, and not all 0, found "
+                f"{weights}."
             )
 
 
@@ -59,10 +64,12 @@ class DistillationOutput(StockPretrainingOutput):
 
     Args:
         kl_loss: T^2 KL(teacher || student), mean over the targets.
+        mse_loss: squared difference of logits, mean over the vocabulary and the targets.
         cosine_loss: 1 - cos of the last states, mean over the tokens.
     """
 
     kl_loss: Tensor | None = None
+    mse_loss: Tensor | None = None
     cosine_loss: Tensor | None = None
 
 
@@ -92,17 +99,18 @@ class DistillationLosses(StockPretrainingLosses):
         self._check()
         teacher.eval().requires_grad_(False)
         self.hard_parts = self.parts
-        cosine = ("cosine_loss",) if self.distillation.cosine_weight else ()
-        self.parts = (*self.hard_parts, "kl_loss", *cosine)
         how = self.distillation
-        hard = (how.hard_weight,) * len(self.hard_parts)
-        self.weights = (*hard, how.kl_weight, how.cosine_weight)[: len(self.parts)]
+        weights = dict.fromkeys(self.hard_parts, how.hard_weight) | {"kl_loss": how.kl_weight}
+        more = {"mse_loss": how.mse_weight, "cosine_loss": how.cosine_weight}
+        weights |= {part: weight for part, weight in more.items() if weight}
+        self.parts, self.weights = tuple(weights), tuple(weights.values())
 
     def count(self, batch: dict) -> Tensor:
         """Targets of each of `parts` in a batch (K,); see `StockPretrainingLosses`."""
         counts = super().count(batch)
-        more = [counts[0], self._tokens(batch).sum().to(counts)]
-        return torch.cat([counts, torch.stack(more)])[: len(self.parts)]
+        tokens = self._tokens(batch).sum().to(counts)
+        more = [tokens if part == "cosine_loss" else counts[0] for part in self.parts[len(counts) :]]
+        return torch.cat([counts, torch.stack(more)])
 
     def __call__(
         self, wrapped: nn.Module | None = None, num_items_in_batch: Tensor | None = None, **batch
@@ -121,10 +129,13 @@ class DistillationLosses(StockPretrainingLosses):
         places, tokens = targets != -100, self._tokens(batch)
         taught = self._taught(batch, places)
         temperature = self.distillation.temperature
-        found = [_rows(one, places) / temperature for one in (seen[0], taught)]  # (N, V) each
-        kl = temperature**2 * summed_divergence(*found, targets[places], "token")
+        ours, theirs = (_rows(one, places) for one in (seen[0], taught))  # (N, V) each
+        kl = summed_divergence(ours / temperature, theirs / temperature, targets[places], "token")
         output = DistillationOutput(**hard)
-        output["kl_loss"] = mean_of_all(kl, 1, items[len(self.hard_parts)])
+        output["kl_loss"] = mean_of_all(temperature**2 * kl, 1, items[len(self.hard_parts)])
+        if self.distillation.mse_weight:
+            squares = (ours - theirs).pow(2).mean(1).sum()
+            output["mse_loss"] = mean_of_all(squares, 1, items[self.parts.index("mse_loss")])
         if self.distillation.cosine_weight:
             states = [_precise(one.hidden_states[-1][tokens]) for one in (seen[0], taught)]
             output["cosine_loss"] = mean_of_all(
@@ -180,7 +191,7 @@ class DistillationLosses(StockPretrainingLosses):
 
 
 class DistillationTrainer(StockPretrainingTrainer):
-    """`StockPretrainingTrainer` of a student, with the parts `kl_loss` and `cosine_loss` beside the stock ones.
+    """`StockPretrainingTrainer` of a student, with the parts `kl_loss`, `mse_loss` and `cosine_loss` beside the stock ones.
 
     `loss` and `eval_loss` are weighted sums; the parts have no weights in them.
 

@@ -18,6 +18,7 @@ from ..objectives.text_packing import (
     pack_doc_sentences,
     pack_full_sentences,
 )
+from ..objectives.token_lanes import pack_lanes
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,17 @@ class Contiguous:
 
 
 @dataclass(frozen=True)
+class Laned:
+    """Full rows that go on from batch to batch, with an end-of-text token behind each document; see `TokenLanes`."""
+
+    def __call__(
+        self, documents: Documents, tokenizer: PreTrainedTokenizerBase, max_tokens: int, seed: int = 0
+    ) -> Dataset:
+        """Cut rows of `max_tokens`, in one lane until a trainer knows how many rows a batch has."""
+        return pack_lanes(documents, max_tokens, special_id(tokenizer, "eos"))
+
+
+@dataclass(frozen=True)
 class SpanRows:
     """Full rows without special tokens, so long that span corruption makes inputs of `max_tokens`, 568 for 512."""
 
@@ -86,4 +98,4 @@ class SpanRows:
         return pack_contiguous(documents, length, drop_last=len(documents.tokens) >= length)
 
 
-__all__ = ["Blocks", "Contiguous", "Pairs", "SpanRows"]
+__all__ = ["Blocks", "Contiguous", "Laned", "Pairs", "SpanRows"]

@@ -22,6 +22,7 @@ from ..objectives.masking import (
     TokenMasking,
     WholeWordMasking,
 )
+from ..objectives.ngram_pairs import DataCollatorForNgramContrast, NgramPairs
 from ..objectives.noise import Compose, Masking, ReplacedTokenNoise, SentencePermutation, TextInfilling
 from ..objectives.permutation import DataCollatorForPermutationLanguageModeling, PermutationTargets
 from ..objectives.pretraining_collators import (
@@ -32,10 +33,11 @@ from ..objectives.pretraining_collators import (
     DataCollatorForSpanCorruption,
     SpanBoundaryTargets,
 )
-from ..objectives.replacement import Replacement
+from ..objectives.replacement import Replacement, TrigramShuffle
 from ..objectives.sequence_noise import MassFragment, SpanCorruption
 from ..objectives.text_packing import DataCollatorForCausalLanguageModeling
-from .objective_rows import Blocks, Contiguous, Pairs, SpanRows
+from ..objectives.token_lanes import DataCollatorForTokenLanes
+from .objective_rows import Blocks, Contiguous, Laned, Pairs, SpanRows
 
 Rows = Callable[..., Dataset]  # of `objective_rows.py`
 
@@ -47,7 +49,7 @@ class Models:
     Args:
         auto: the Auto class of Transformers that opens them.
         types: their `model_type`.
-        example: a checkpoint on the Hub.
+        example: a checkpoint on the Hub, or new weights where there is none.
         ours: a class of ours that is built around them, "" for none.
     """
 
@@ -76,6 +78,8 @@ BERT = "google-bert/bert-base-uncased"
 MASKED_MODELS = Models("AutoModelForMaskedLM", MASKED, BERT)
 # Not ernie, whose label of a pair is 1 where BERT's is 0.
 PAIR_MODELS = Models("AutoModelForPreTraining", ("bert", "megatron-bert"), BERT)
+# XLNet's published weights see both sides.
+NEW_XLNET = """'{"model_type": "xlnet"}' --tokenizer xlnet/xlnet-base-cased"""
 CAUSAL_TYPES = ("gpt2", "openai-gpt", "gpt_neo", "gpt_neox", "opt", "llama")
 
 
@@ -93,6 +97,7 @@ class Objective:
         parts: the collator's arguments besides the tokenizer.
         segmented: it needs a segmenter, which says what a phrase is.
         part: attribute of our model that holds the stock model to use afterwards, "" for the model itself.
+        config: fields of a new model's config, where the user does not say others.
     """
 
     name: str
@@ -104,11 +109,12 @@ class Objective:
     parts: Mapping[str, object] = field(default_factory=dict)
     segmented: bool = False
     part: str = ""
+    config: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def words(self) -> bool:
         """Whether rows need `word_ids`."""
-        values = (self.parts.get(name) for name in ("masking", "targets"))
+        values = (self.parts.get(name) for name in ("masking", "targets", "ngrams"))
         return any(_reads_words(value) for value in values)
 
     @property
@@ -118,7 +124,7 @@ class Objective:
 
     def make_collator(self, tokenizer: PreTrainedTokenizerBase, seed: int = 0):
         """The collator with the paper's defaults."""
-        seeded = {"seed": seed} if self.collator is not DataCollatorForCausalLanguageModeling else {}
+        seeded = {"seed": seed} if hasattr(self.collator, "set_epoch") else {}  # others draw nothing
         return self.collator(tokenizer, **self.parts, **seeded)
 
     def defaults(self) -> str:
@@ -235,6 +241,26 @@ OBJECTIVES = (
         part="language_model",
     ),
     Objective(
+        "structbert",
+        "Wang et al. 2020, section 2.2",
+        "Tell hidden tokens and the order of shuffled ones, and whether the second text is next, previous or random.",
+        Models("AutoModelForMaskedLM", ("sentence-pair", *MASKED), BERT, "SentencePairForPreTraining"),
+        Pairs("structural"),
+        MASKER,
+        BERT_HIDES | {"noise": TrigramShuffle()},
+        part="language_model",
+    ),
+    Objective(
+        "infoword",
+        "Kong et al. 2020, section 4",
+        "Tell hidden tokens, and find the n-gram that a row lacks among those of other rows.",
+        Models("AutoModelForMaskedLM", ("infoword", *MASKED), BERT, "InfoWordForPreTraining"),
+        Blocks(),
+        DataCollatorForNgramContrast,
+        BERT_HIDES | {"ngrams": NgramPairs()},
+        part="language_model",
+    ),
+    Objective(
         "ernie1",
         "Sun et al. 2019, section 3.2",
         "Tell hidden phrases and entities, and whether the second text follows the first.",
@@ -329,6 +355,15 @@ OBJECTIVES = (
         Models("AutoModelForCausalLM", CAUSAL_TYPES, "openai-community/gpt2"),
         Contiguous(),
         DataCollatorForCausalLanguageModeling,
+    ),
+    Objective(
+        "transformer-xl",
+        "Dai et al. 2019, section 3",
+        "Tell the next token, also from what is remembered of the rows before.",
+        Models("AutoModelForCausalLM", ("xlnet",), NEW_XLNET),
+        Laned(),
+        DataCollatorForTokenLanes,
+        config={"attn_type": "uni", "mem_len": 512, "use_mems_train": True},
     ),
 )
 

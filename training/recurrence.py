@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 NAMES = ("states", "mems")
 
@@ -18,6 +19,38 @@ def recurrent_name(model: nn.Module) -> str | None:
     """The name under which a model takes and returns its state; None if it has none."""
     known = inspect.signature(model.forward).parameters
     return next((name for name in NAMES if name in known), None)
+
+
+def check_memories(config: PreTrainedConfig) -> None:
+    """Refuse a model that cannot read lanes as Transformer-XL does: an XLNet from left to right that keeps its memories.
+
+    Args:
+        config: of the model.
+
+    Raises:
+        ValueError: which fields are wrong.
+    """
+    if config.model_type != "xlnet":
+        raise ValueError(
+            f"segments that go on need an XLNet with attn_type='uni', which keeps memories, but the model is "
+            f"{config.model_type}. Other causal models read rows of pack_contiguous."
+        )
+    wanted = {"attn_type": "uni", "use_mems_train": True, "use_mems_eval": True, "bi_data": False}
+    wrong = [
+        f"{name}={getattr(config, name)!r} instead of {value!r}"
+        for name, value in wanted.items()
+        if getattr(config, name) != value
+    ]
+    if not config.mem_len:
+        wrong.append(f"mem_len={config.mem_len} instead of a number of tokens to keep")
+    if config.reuse_len:
+        wrong.append(f"reuse_len={config.reuse_len}, which would keep the wrong tokens, instead of None")
+    if wrong:
+        raise ValueError(
+            f"segments that go on need an XLNet that sees no later token and keeps memories, but its config has "
+            f"{', '.join(wrong)}. A model that was trained with attn_type='bi' would see the tokens that it has to tell: "
+            "take new weights. The other fields may be set in its config.json."
+        )
 
 
 class SegmentRecurrence:

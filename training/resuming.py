@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..objectives.streams import EndlessBatches
+from ..objectives.token_lanes import TokenLanes
 
 logger = logging.get_logger(__name__)
 
@@ -70,7 +71,7 @@ def last_whole_checkpoint(folder: str | Path) -> str:
     )
 
 
-def save_position(batches: EndlessBatches, seen: int, processes: int, checkpoint: Path) -> None:
+def save_position(batches: EndlessBatches | TokenLanes, seen: int, processes: int, checkpoint: Path) -> None:
     """Write how many batches of a text a process has seen, and what made them.
 
     Args:
@@ -83,7 +84,7 @@ def save_position(batches: EndlessBatches, seen: int, processes: int, checkpoint
     (checkpoint / POSITION).write_text(json.dumps(position, indent=1))
 
 
-def load_position(batches: EndlessBatches, processes: int, checkpoint: Path) -> int:
+def load_position(batches: EndlessBatches | TokenLanes, processes: int, checkpoint: Path) -> int:
     """How many batches to skip.
 
     Args:

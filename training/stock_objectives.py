@@ -5,12 +5,15 @@ text with a sentence a line or a list of sentences.
 """
 
 import dataclasses
+import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoTokenizer,
     EarlyStoppingCallback,
@@ -27,19 +30,30 @@ from transformers.utils import logging
 
 from ..modeling.backbones_joint_loss import position_limit
 from ..modeling.configuration_electra_joint import ElectraJointConfig
+from ..modeling.configuration_infoword import InfoWordConfig
+from ..modeling.configuration_sentence_pair import SentencePairConfig
 from ..modeling.configuration_spanbert import SpanBertConfig
 from ..modeling.modeling_electra_joint import ElectraForJointPreTraining
+from ..modeling.modeling_infoword import InfoWordForPreTraining
+from ..modeling.modeling_sentence_pair import SentencePairForPreTraining
 from ..modeling.modeling_spanbert import SpanBertForPreTraining
 from ..objectives.documents import Documents
 from ..objectives.word_ids import Gazetteer, JiebaSegmenter, Segmenter
 from .arguments import PretrainArguments
 from .objectives import Objective, find_objective
+from .recurrence import check_memories
 from .stock_pretraining import StockPretrainingTrainer
 from .text_files import TextFile, open_shards
 from .trainer import train_evaluate_save
 
 logger = logging.get_logger(__name__)
 
+OURS = {  # by name: the model and its config
+    "SpanBertForPreTraining": (SpanBertForPreTraining, SpanBertConfig),
+    "InfoWordForPreTraining": (InfoWordForPreTraining, InfoWordConfig),
+    "SentencePairForPreTraining": (SentencePairForPreTraining, SentencePairConfig),
+    "ElectraForJointPreTraining": (ElectraForJointPreTraining, ElectraJointConfig),
+}
 HELD_OUT = 0.02  # of the documents, where no validation file is given
 LONGEST = 512
 READ = (
@@ -198,11 +212,18 @@ def _is_json(model: str) -> bool:
     return model.lstrip().startswith("{")
 
 
-def new_config(text: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+def new_config(
+    text: str, tokenizer: PreTrainedTokenizerBase, usual: Mapping[str, object] | None = None
+) -> PreTrainedConfig:
     """A config from JSON with `model_type` and sizes; ids come from the tokenizer.
 
+    Args:
+        text: JSON.
+        tokenizer: of the model.
+        usual: fields where the JSON does not say others.
+
     Raises:
-        ValueError: no JSON, no known model type, or fields that contradict each other.
+        ValueError: no JSON, no known model type, or fields that are unknown or contradict each other.
     """
     try:
         fields = json.loads(text)
@@ -211,6 +232,10 @@ def new_config(text: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfi
         raise ValueError(
             f'expected a config as JSON with a model_type, such as {{"model_type": "bert"}}, got {text[:60]!r}'
         ) from error
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(kind), CONFIG_MAPPING, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"--model names the model_type {kind!r}, which Transformers does not know.{hint}")
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     begin = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": begin, "eos_token_id": end}
@@ -219,7 +244,33 @@ def new_config(text: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfi
     if kind == "t5":
         ids["decoder_start_token_id"] = tokenizer.pad_token_id
     known = {name: value for name, value in ids.items() if value is not None}
-    return AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer)} | known | fields)
+    with _one_message(text):
+        config = AutoConfig.for_model(
+            kind, **{"vocab_size": len(tokenizer)} | known | dict(usual or {}) | fields
+        )
+        _check_names(kind, fields)
+    return config
+
+
+@contextmanager
+def _one_message(text: str) -> Iterator[None]:
+    """Whatever Transformers raises over a config's fields, as one message."""
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"no model can be made of --model {text[:200]}: {type(error).__name__}: {said}"
+        ) from error
+
+
+def _check_names(kind: str, fields: Mapping[str, object]) -> None:
+    """Raise a ValueError for a field that a config of this type does not have; it would be kept and never read."""
+    usual = AutoConfig.for_model(kind)
+    for name in fields:
+        if not hasattr(usual, name):
+            near = difflib.get_close_matches(name, usual.to_dict(), n=1)
+            raise ValueError(f"{kind} has no field {name!r}." + (f" Did you mean {near[0]}?" if near else ""))
 
 
 def open_model(objective: Objective, source: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -239,14 +290,24 @@ def open_model(objective: Objective, source: str, tokenizer: PreTrainedTokenizer
             f"objective {objective.name} needs a model: name a checkpoint in --model, or give a config's fields as JSON"
         )
     new = _is_json(source)
-    config = new_config(source, tokenizer) if new else AutoConfig.from_pretrained(source)
+    config = new_config(source, tokenizer, objective.config) if new else AutoConfig.from_pretrained(source)
     objective.check_model(config.model_type, "the config" if new else source)
+    if objective.name == "transformer-xl":
+        check_memories(config)
+    with _one_message(source) if new else nullcontext():
+        return _opened(objective, config, None if new else source, tokenizer)
+
+
+def _opened(
+    objective: Objective, config: PreTrainedConfig, source: str | None, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """The model of a checkpoint, or of a config if `source` is None."""
     if objective.models.ours:
-        return _ours(objective.models.ours, config, None if new else source)
+        return _ours(objective.models.ours, config, source)
     if objective.name == "mass" and config.model_type != "encoder-decoder":
-        return _two_of_one(config, None if new else source, tokenizer)
+        return _two_of_one(config, source, tokenizer)
     auto = getattr(modeling_auto, objective.models.auto)
-    return auto.from_config(config) if new else auto.from_pretrained(source)
+    return auto.from_config(config) if source is None else auto.from_pretrained(source)
 
 
 def _two_of_one(
@@ -264,16 +325,14 @@ def _two_of_one(
 
 def _ours(name: str, config: PreTrainedConfig, source: str | None) -> PreTrainedModel:
     """A model of ours around a stock one, or a checkpoint of it."""
-    if name == "SpanBertForPreTraining":
-        if source is None:
-            return SpanBertForPreTraining(SpanBertConfig(text_config=config))
-        if config.model_type == "spanbert":
-            return SpanBertForPreTraining.from_pretrained(source)
-        return SpanBertForPreTraining.from_encoder(source)
+    model, kind = OURS[name]
     if source is None:
-        return ElectraForJointPreTraining(ElectraJointConfig(discriminator_config=config))
-    if config.model_type == "electra-joint":
-        return ElectraForJointPreTraining.from_pretrained(source)
+        held = "discriminator_config" if kind is ElectraJointConfig else "text_config"
+        return model(kind(**{held: config}))
+    if config.model_type == kind.model_type:
+        return model.from_pretrained(source)
+    if kind is not ElectraJointConfig:
+        return model.from_encoder(source)
     discriminator = modeling_auto.AutoModelForPreTraining.from_pretrained(source)
     return ElectraForJointPreTraining(
         ElectraJointConfig(discriminator_config=discriminator.config), discriminator

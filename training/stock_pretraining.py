@@ -11,10 +11,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import ModelOutput
 
 from ..modeling.gathered_head import KINDS, StockPretrainingLosses
+from ..objectives.token_lanes import TokenLanes
+from .recurrence import SegmentRecurrence, check_memories
 from .trainer import PretrainingTrainer, perplexity
 
 WITH_PERPLEXITY = ("mlm_loss", "lm_loss", "seq2seq_loss")
@@ -26,6 +29,10 @@ class StockPretrainingTrainer(PretrainingTrainer):
     Training logs `loss` and the parts that the model has: `mlm_loss`, `nsp_loss`, `sop_loss`, `rtd_loss`, `sbo_loss`,
     `dea_loss`, `lm_loss` or `seq2seq_loss`. Evaluation gives `eval_loss`, the weighted sum of the parts, `eval_{part}`, each a
     mean over its targets, and `eval_perplexity` of the tokens. Masked language models make logits of masked positions alone.
+
+    Over `TokenLanes`, an XLNet with `attn_type="uni"` is a Transformer-XL: its memories go from each batch to the next, and
+    begin anew with each epoch and in each evaluation, which leaves those of the training alone. There are as many lanes as
+    rows of a batch, of all processes together. A checkpoint keeps the memories; it resumes only with as many lanes.
 
     Columns of the data set all reach the collator. Each epoch's number reaches `set_epoch` of the data set and of the
     collator; in evaluation the collator's epoch is 0, so that every evaluation has the same masks.
@@ -57,6 +64,7 @@ class StockPretrainingTrainer(PretrainingTrainer):
             self._check_collator(plain)
             self.label_smoother = None
             self.model_accepts_loss_kwargs = True
+        self.train_dataset = self._spread(self.train_dataset, args.train_batch_size)
 
     def _check_options(self) -> None:
         args = self.args
@@ -100,11 +108,53 @@ class StockPretrainingTrainer(PretrainingTrainer):
                 "model.resize_token_embeddings(len(tokenizer))."
             )
 
+    # Lanes
+
+    def _spread(self, dataset, rows: int):
+        """Lanes as many as a batch of all processes has rows; other data as they are."""
+        if not isinstance(dataset, TokenLanes):
+            return dataset
+        check_memories(self.accelerator.unwrap_model(self.model).config)
+        if self.args.auto_find_batch_size or self.args.accelerator_config.split_batches:
+            raise ValueError(
+                "auto_find_batch_size and split_batches change the rows of a batch, and with them which row goes on from "
+                "which. Leave them out with TokenLanes."
+            )
+        return dataset.spread(rows * self.args.world_size)
+
+    def _carried(self, dataset) -> SegmentRecurrence | None:
+        return SegmentRecurrence("mems") if isinstance(dataset, TokenLanes) else super()._carried(dataset)
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, TokenLanes):
+            return SequentialSampler(dataset)
+        return super()._get_train_sampler(train_dataset)
+
+    def _get_eval_sampler(self, eval_dataset):
+        if isinstance(eval_dataset, TokenLanes):
+            return SequentialSampler(eval_dataset)
+        return super()._get_eval_sampler(eval_dataset)
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """As in Trainer; lanes as many as a batch has rows."""
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        return super().get_eval_dataloader(self._spread(dataset, self.args.eval_batch_size))
+
     # Epochs
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Tell the training set and the collator of an epoch."""
+    def begin_epoch(self, epoch: int, inside: bool = False) -> None:
+        """Tell the training set and the collator of an epoch, and begin lanes anew.
+
+        Args:
+            epoch: its number.
+            inside: a resumed training goes on in the middle of it.
+        """
         self._epoch = epoch
+        if isinstance(self.train_dataset, TokenLanes) and (not inside or self.args.ignore_data_skip):
+            self._recurrence.reset()
         if hasattr(self.train_dataset, "set_epoch"):
             self.train_dataset.set_epoch(epoch)
         self._tell_collator(epoch)
@@ -212,16 +262,18 @@ class _Epochs(TrainerCallback):
     """Tells data set and collator of each epoch. Trainer tells the data set, but with several processes it does not."""
 
     def __init__(self, trainer: StockPretrainingTrainer):
-        self.trainer, self.next = trainer, 0
+        self.trainer, self.next, self.inside = trainer, 0, False
 
     def on_train_begin(self, args, state, control, **kwargs):
         """A resumed training goes on in its epoch."""
-        self.next = int((state.epoch or 0.0) + 1e-9)
+        epoch = state.epoch or 0.0
+        self.next = int(epoch + 1e-9)
+        self.inside = epoch - self.next > 1e-9
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         """Before the epoch's first batch."""
-        self.trainer.begin_epoch(self.next)
-        self.next += 1
+        self.trainer.begin_epoch(self.next, self.inside)
+        self.next, self.inside = self.next + 1, False
 
 
 __all__ = ["StockPretrainingTrainer"]

@@ -54,23 +54,27 @@ class PretrainingTrainer(Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
-        self._seen_batches, self._recurrence, self._last_logged_step = 0, None, 0
+        self._seen_batches, self._last_logged_step = 0, 0
         self._train_parts.clear()
         if (
             resume_from_checkpoint
             and (state := Path(resume_from_checkpoint) / "trainer_state.json").is_file()
         ):
             self._last_logged_step = json.loads(state.read_text())["global_step"]
+        self._recurrence = self._carried(self.train_dataset)
+        if resume_from_checkpoint and self._has_a_place():
+            self._restore(Path(resume_from_checkpoint))
         if isinstance(self.train_dataset, EndlessBatches):
             self.args.ignore_data_skip = (
                 True  # a text goes to its place by itself, without making the batches
             )
-            self._recurrence = self._carried(self.train_dataset)
-            if resume_from_checkpoint:
-                self._restore(Path(resume_from_checkpoint))
             self.train_dataset.start = self._seen_batches
         self._clock = time.perf_counter()
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _has_a_place(self) -> bool:
+        """Whether what a batch means depends on the batches before it."""
+        return self._recurrence is not None or isinstance(self.train_dataset, EndlessBatches)
 
     def _restore(self, checkpoint: Path) -> None:
         self._seen_batches = load_position(self.train_dataset, self.args.world_size, checkpoint)
@@ -85,7 +89,7 @@ class PretrainingTrainer(Trainer):
         if self.args.should_save:
             # The list of an earlier try must not vouch for half of this one.
             (folder / FILES).unlink(missing_ok=True)
-        if isinstance(self.train_dataset, EndlessBatches):
+        if self._has_a_place():
             folder.mkdir(parents=True, exist_ok=True)
             if self.args.should_save:
                 save_position(self.train_dataset, self._seen_batches, self.args.world_size, folder)

@@ -36,3 +36,19 @@ def step_loss(student, teacher, batch: dict, causal: bool, temperature: float) -
         "hard": sum(hard) / len(hard),
         "cosine_loss": sum(cosines) / len(cosines),
     }
+
+
+def mean_square(student, teacher, batch: dict, causal: bool) -> torch.Tensor:
+    """Mean over the targets of the mean over the vocabulary of squared differences of logits; arguments as above."""
+    squares = []
+    for number, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+        row, labels = batch["input_ids"][number : number + 1, :length], batch["labels"][number].tolist()
+        found = student(row).logits[0]
+        with torch.no_grad():
+            taught = teacher(row).logits[0]
+        for place in range(length):
+            target = place + 1 if causal else place
+            if target < length and labels[target] != -100:
+                pairs = zip(found[place], taught[place], strict=True)
+                squares.append(sum((one - other) ** 2 for one, other in pairs) / found.shape[1])
+    return sum(squares) / len(squares)

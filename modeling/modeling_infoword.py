@@ -1,0 +1,315 @@
+"""InfoWord: a masked language model that also finds the n-gram that is missing in a row (Kong et al. 2020, section 4).
+
+The row without its n-gram and the n-gram alone go through the same encoder; g is the first state of each, and a score is
+their inner product. `loss = mlm_loss_weight * mlm_loss + contrastive_loss_weight * contrastive_loss`, with InfoNCE:
+-log exp(s_real) / (exp(s_real) + sum over negatives of exp(s)). Or with a margin, as Collobert and Weston 2008, section 5:
+max(0, 1 - s_real + s_negative), mean over the negatives of a row.
+
+The language model is the attribute `language_model`, any masked one, and there are no other weights;
+`model.language_model.save_pretrained(...)` writes a stock checkpoint again. The paper's weights of the two losses are not
+verified.
+
+Letters: B rows, T positions, N positions of n-grams, K negatives of a row, M masked places, H features, V tokens.
+"""
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple, logging
+
+from .auto_map import AUTO_MAP
+from .backbones_joint_loss import build_language_model, open_language_model, position_limit
+from .checks import check_ids, check_shape
+from .configuration_infoword import InfoWordConfig
+from .gathered_head import mlm_head, mlm_logits
+from .several_losses import SeveralLosses
+
+logger = logging.get_logger(__name__)
+
+NGRAMS = ("ngram_context_ids", "ngram_ids", "ngram_mask", "negative_ngram_ids")
+
+
+@dataclass
+class InfoWordOutput(ModelOutput):
+    """What InfoWord returns.
+
+    Args:
+        loss: weighted sum of both losses.
+        logits: (B, T, V) of the masked language model; not made where there are labels.
+        mlm_loss: mean over the masked places.
+        contrastive_loss: mean over the rows.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    mlm_loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+
+
+class NgramContrastiveHead(nn.Module):
+    """Compares rows with n-grams. It has no weights.
+
+    Args:
+        loss: "infonce" or "margin".
+        negatives: "in_batch", the n-grams of the other rows; "shuffled" and "replaced" are given, one for each row.
+        temperature: by which scores are divided.
+    """
+
+    def __init__(self, loss: str = "infonce", negatives: str = "in_batch", temperature: float = 1.0):
+        super().__init__()
+        self.loss, self.negatives, self.temperature = loss, negatives, temperature
+
+    def forward(self, contexts: Tensor, ngrams: Tensor, others: Tensor, same: Tensor) -> Tensor:
+        """The summed loss of all rows; a row without negatives adds nothing.
+
+        Args:
+            contexts: (B, H) vectors of the rows.
+            ngrams: (B, H) vectors of their n-grams.
+            others: (K, H) n-grams that are negatives of all rows, or (B, K, H) of each.
+            same: (B, K) bool, which of them are the row's own n-gram, and so no negatives.
+
+        Returns:
+            () loss in float32 at least.
+        """
+        precise = torch.promote_types(contexts.dtype, torch.float32)
+        contexts, ngrams, others = (one.to(precise) for one in (contexts, ngrams, others))
+        real = (contexts * ngrams).sum(1, keepdim=True) / self.temperature  # (B, 1)
+        scores = (others @ contexts.unsqueeze(2)).squeeze(2) if others.dim() == 3 else contexts @ others.T
+        scores = scores / self.temperature  # (B, K)
+        if self.loss == "infonce":
+            every = torch.cat([real, scores.masked_fill(same, float("-inf"))], 1)
+            return (every.logsumexp(1) - real.squeeze(1)).sum()
+        losses = F.relu(1 - real + scores).masked_fill(same, 0.0)
+        return (losses.sum(1) / (~same).sum(1).clamp(min=1)).sum()
+
+
+class InfoWordForPreTraining(SeveralLosses, PreTrainedModel):
+    """A masked language model with a contrastive loss over n-grams.
+
+    With negatives "in_batch" these are the n-grams of the other rows of the same batch, as one process holds it: not of
+    other processes, nor of other steps of gradient accumulation. So this loss depends on how a step is cut into batches,
+    and bigger batches are harder. The mean over the rows of the step is exact all the same. With "shuffled" and "replaced"
+    nothing depends on the cut.
+
+    A negative with the same tokens as the right n-gram is no negative: it is left out, and gets no gradient.
+
+    `from_encoder(name)` puts the losses on a pre-trained language model.
+    """
+
+    config: InfoWordConfig
+    config_class = InfoWordConfig
+    base_model_prefix = "language_model"  # a checkpoint of the bare language model loads too
+    main_input_name = "input_ids"
+    loss_names: ClassVar[tuple[str, ...]] = ("mlm_loss", "contrastive_loss")
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # the language model says what it can
+    _auto_class = "AutoModelForPreTraining"
+
+    def __init__(self, config: InfoWordConfig, language_model: PreTrainedModel | None = None):
+        super().__init__(copy.deepcopy(config))
+        if language_model is None:
+            language_model = build_language_model(self.config.text_config, "masked")
+        self.language_model = language_model
+        # One object inside one model, so that both see a resize.
+        self.config.text_config = language_model.config
+        self.supports_gradient_checkpointing = language_model.supports_gradient_checkpointing
+        self.contrast = NgramContrastiveHead(config.contrast, config.negatives, config.temperature)
+        self._longest = position_limit(language_model)
+        self.post_init()
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: there are no values of our own to draw."""
+        return False
+
+    @classmethod
+    def from_encoder(
+        cls, name_or_path: str | PreTrainedModel, backbone_kwargs: dict | None = None, **options
+    ) -> "InfoWordForPreTraining":
+        """Put the contrastive loss on a pre-trained masked language model.
+
+        Args:
+            name_or_path: folder or name on the Hub of a masked language model, or a loaded one, which is taken over and
+                not copied.
+            backbone_kwargs: for the language model's `from_pretrained`, such as `dtype` or `attn_implementation`.
+            options: fields of `InfoWordConfig`.
+
+        Returns:
+            The model, in evaluation mode; a checkpoint without language-model head is taken with a loud warning.
+
+        Raises:
+            ValueError: a model that has no masked language-model head.
+        """
+        language_model, _ = open_language_model(name_or_path, "masked", **(backbone_kwargs or {}))
+        return cls(cls.config_class(text_config=language_model.config, **options), language_model).eval()
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in Transformers; the checkpoint also names every Auto class that can load it."""
+        self.config.auto_map = dict(AUTO_MAP[self.config.model_type])
+        return super().save_pretrained(save_directory, **kwargs)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The language model's."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the language model's."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Module:
+        """As in Transformers; the language model keeps its ties."""
+        return self.language_model.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+
+    def loss_weights(self) -> tuple[float, ...]:
+        """`mlm_loss_weight` and `contrastive_loss_weight`."""
+        return float(self.config.mlm_loss_weight), float(self.config.contrastive_loss_weight)
+
+    def count_items(self, batch: dict) -> Tensor:
+        """Masked places and n-grams in a batch, (2,): what the vector `num_items_in_batch` is a sum of."""
+        labels, ngrams = batch.get("labels"), batch.get("ngram_ids")
+        masked = torch.tensor(0) if labels is None else (labels != -100).sum()
+        return torch.stack([masked, masked.new_tensor(0 if ngrams is None else len(ngrams))])
+
+    def _check(self, rows: dict[str, Tensor]) -> None:
+        vocab, shape = self.config.text_config.get_text_config().vocab_size, tuple(rows["input_ids"].shape)
+        check_ids("input_ids", rows["input_ids"], (None, None), "token ids (B, T)", vocab)
+        self._check_length("rows", shape[1])
+        for name in ("attention_mask", "token_type_ids"):
+            if name in rows:
+                check_shape(name, rows[name], shape, "a number for each token, like input_ids")
+        if "labels" in rows:
+            labels = rows["labels"]
+            meaning = "the original ids at masked places and -100 elsewhere, like input_ids"
+            check_ids("labels", labels.masked_fill(labels == -100, 0), shape, meaning, vocab)
+            check_ids("ngram_context_ids", rows["ngram_context_ids"], shape, "ids like input_ids", vocab)
+            small = (shape[0], rows["ngram_ids"].shape[-1])
+            self._check_length("n-grams", small[1])
+            for name in ("ngram_ids", "negative_ngram_ids"):
+                if name in rows:
+                    check_ids(name, rows[name], small, "ids of one n-gram for each row", vocab)
+            check_shape("ngram_mask", rows["ngram_mask"], small, "1 at tokens, like ngram_ids")
+
+    def _check_length(self, name: str, length: int) -> None:
+        if self._longest is not None and length > self._longest:
+            raise ValueError(
+                f"the language model has {self._longest} positions, found {name} of {length}. Cut rows when tokenizing "
+                f"(truncation=True, max_length={self._longest})."
+            )
+
+    def _needed(self) -> tuple[str, ...]:
+        given = self.config.negatives != "in_batch"
+        return ("labels", *NGRAMS) if given else ("labels", *NGRAMS[:-1])
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        ngram_context_ids: Tensor | None = None,
+        ngram_ids: Tensor | None = None,
+        ngram_mask: Tensor | None = None,
+        negative_ngram_ids: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> InfoWordOutput:
+        """Predict hidden tokens, and find the n-gram that is missing in each row.
+
+        Args:
+            input_ids: (B, T) token ids, some of them hidden by a collator.
+            attention_mask: (B, T), 1 at tokens; None means that all are.
+            token_type_ids: (B, T), for models that have such embeddings.
+            labels: (B, T) the original ids at masked places, -100 elsewhere.
+            ngram_context_ids: (B, T) the original rows, each with one n-gram masked out.
+            ngram_ids: (B, N) these n-grams, each between the special tokens of a row.
+            ngram_mask: (B, N), 1 at tokens.
+            negative_ngram_ids: (B, N) wrong n-grams of the same lengths, which all negatives but "in_batch" need.
+            num_items_in_batch: (2,) masked places and rows of the whole step (`count_items`); or masked places alone, of
+                which `contrastive_loss` then gets this part's share. None means this batch only.
+
+        Returns:
+            `InfoWordOutput`; without labels only the logits.
+
+        Raises:
+            ValueError: missing, misshapen or out-of-range inputs, labels or n-grams; rows beyond the model's positions.
+        """
+        if input_ids is None:
+            raise ValueError("InfoWord needs input_ids (B, T), found none. Pass the collator's whole output.")
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        given |= {"labels": labels, "ngram_context_ids": ngram_context_ids, "ngram_ids": ngram_ids}
+        given |= {"ngram_mask": ngram_mask, "negative_ngram_ids": negative_ngram_ids}
+        given = {name: tensor for name, tensor in given.items() if tensor is not None}
+        missing = [name for name in self._needed() if name not in given]
+        targets = any(name in given for name in ("labels", *NGRAMS))
+        if missing and (targets or self.training):
+            raise ValueError(
+                f"the loss with negatives={self.config.negatives!r} needs {', '.join(self._needed())}, found no "
+                f"{', '.join(missing)}. Use DataCollatorForNgramContrast with NgramPairs({self.config.negatives!r})."
+            )
+        if self.config.negatives == "in_batch" and negative_ngram_ids is not None:
+            raise ValueError(
+                "found negative_ngram_ids, which negatives='in_batch' does not read. Set negatives of InfoWordConfig to those "
+                "of the collator's NgramPairs."
+            )
+        self._check(given)
+        rows = {
+            name: given[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in given
+        }
+        if not targets:
+            every = torch.ones_like(input_ids, dtype=torch.bool)
+            return InfoWordOutput(logits=self._logits(rows, every).view(*input_ids.shape, -1))
+        masked = labels != -100
+        logits = self._logits(rows, masked)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        mlm = F.cross_entropy(logits, labels[masked], reduction="sum")
+        contexts = self._first_states(rows | {"input_ids": ngram_context_ids})
+        totals = [mlm, self._contrast(contexts, ngram_ids, ngram_mask, negative_ngram_ids)]
+        counts = self.count_items({"labels": labels, "ngram_ids": ngram_ids})
+        return InfoWordOutput(**self.added_up(totals, counts, num_items_in_batch))
+
+    def _contrast(self, contexts: Tensor, ids: Tensor, mask: Tensor, negatives: Tensor | None) -> Tensor:
+        """() summed contrastive loss."""
+        ngrams = self._first_states({"input_ids": ids, "attention_mask": mask})
+        ids = ids.masked_fill(mask == 0, -1)
+        if self.config.negatives == "in_batch":
+            same = (ids.unsqueeze(1) == ids).all(2)  # (B, B), each with itself too
+            if len(ids) == 1:
+                logger.warning_once(
+                    "A batch of one row has no negatives in it, so its contrastive loss is 0. Use a batch size of 2 or "
+                    "more, or negatives='shuffled'."
+                )
+            return self.contrast(contexts, ngrams, ngrams, same)
+        others = self._first_states({"input_ids": negatives, "attention_mask": mask})
+        same = (ids == negatives.masked_fill(mask == 0, -1)).all(1, keepdim=True)
+        return self.contrast(contexts, ngrams, others.unsqueeze(1), same)
+
+    def _logits(self, rows: dict[str, Tensor], places: Tensor) -> Tensor:
+        """Logits (M, V) at some places; where the head is known, no others are made."""
+        if mlm_head(self.language_model) is None:
+            return self.language_model(**self._accepted(rows), return_dict=True).logits[places]
+        return mlm_logits(self.language_model, self._states(rows)[places])
+
+    def _first_states(self, rows: dict[str, Tensor]) -> Tensor:
+        """(B, H)."""
+        return self._states(rows)[:, 0]
+
+    def _states(self, rows: dict[str, Tensor]) -> Tensor:
+        """The top layer (B, T, H)."""
+        return self.language_model.base_model(**self._accepted(rows), return_dict=True).last_hidden_state
+
+    def _accepted(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        known = inspect.signature(self.language_model.forward).parameters
+        return {name: tensor for name, tensor in rows.items() if name in known}
+
+
+__all__ = ["InfoWordForPreTraining", "InfoWordOutput", "NgramContrastiveHead"]
