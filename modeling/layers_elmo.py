@@ -18,6 +18,8 @@ from .lstmp_paths import dense
 from .packing import distinct_rows, pack
 from .word_cache import parameter_state, word_cache
 
+PART = 256  # distinct words that are encoded at once without gradients
+
 
 class Highway(nn.Module):
     """x -> g relu(W x + b) + (1 - g) x with g = sigmoid(V x + c): Srivastava et al. 2015, eq. 3.
@@ -84,9 +86,10 @@ class ElmoTokenEncoder(nn.Module):
         """
         parts = [ids.unsqueeze(1) if ids.dim() == 1 else ids for ids in self._read(input_ids, char_ids)]
         words, index, keys = distinct_rows(torch.cat(parts, 1).long())  # (U, [1 +] C), (N,), (U,)
+        encode = self._encode if torch.is_grad_enabled() else self._encode_in_parts
         if state := self._cache_state(words):
-            return word_cache(self, self.cached_words)(words, keys, state, self._encode), index
-        return self._encode(words), index
+            return word_cache(self, self.cached_words)(words, keys, state, encode), index
+        return encode(words), index
 
     def _cache_state(self, words: Tensor) -> tuple | None:
         """The parameters' state, where vectors may be kept."""
@@ -101,7 +104,16 @@ class ElmoTokenEncoder(nn.Module):
         pairs = (input_ids, self.word_embeddings), (char_ids, self.char_embeddings)
         return [ids for ids, table in pairs if table is not None]
 
+    def _encode_in_parts(self, words: Tensor) -> Tensor:
+        """The same with bounded memory, and short words beside short ones, whose padding is cut off."""
+        if self.char_embeddings is None or len(words) <= PART:
+            return self._encode(words)
+        order = (words != self.pad_char_id).sum(1).argsort()
+        vectors = torch.cat([self._encode(words[rows]) for rows in order.split(PART)])
+        return vectors.index_select(0, order.argsort())
+
     def _encode(self, words: Tensor) -> Tensor:
+        """Vectors (U, P) of words (U, [1 +] C)."""
         features = []
         if self.word_embeddings is not None:
             features.append(self.word_embeddings(words[:, 0]))

@@ -10,7 +10,10 @@ from torch.nn import functional as F
 
 from .lstmp_native import cells_back, cells_forward
 from .lstmp_paths import packs
-from .packed_linear import linear, linear_transposed
+from .packed_linear import linear, linear_transposed, outer_sum, turned
+
+
+WORTH_PACKING = 300  # rows from which one product with a packed weight wins back the packing, measured
 
 
 class LstmpFunction(torch.autograd.Function):
@@ -36,11 +39,13 @@ class LstmpFunction(torch.autograd.Function):
         """Outputs (N, P), and each row's last h (R, P) and c (R, D)."""
         cells, projected = c0.shape[1], weight_proj is not None
 
-        def multiply(x, weight, bias=None):
+        def multiply(x, weight, bias=None, worth=True):
             x = x.bfloat16() if half else x
-            return linear(x, weight, bias, packs(weight, path)).to(weight.dtype)
+            return linear(x, weight, bias, worth and packs(weight, path)).to(weight.dtype)
 
-        gates = multiply(inputs, weight_ih, bias)  # (U or N, 4 D)
+        # In training weights change at every step, so that the packed ones serve this batch alone.
+        worth = not any(ctx.needs_input_grad) or len(inputs) >= WORTH_PACKING
+        gates = multiply(inputs, weight_ih, bias, worth)  # (U or N, 4 D)
         if index is not None:
             gates = gates.index_select(0, index)
         states = torch.empty_like(gates[:, :cells])  # (N, D)
@@ -102,18 +107,24 @@ class LstmpFunction(torch.autograd.Function):
             back(step, dm, d_c[:n], before)
             d_h[:n] = linear_transposed(d_gates[step], weight_hh, packs(weight_hh, path))
         h_before = torch.cat([h0, outputs]).index_select(0, previous)  # (N, P)
-        d_inputs_gates = d_gates
+        needs, packed = ctx.needs_input_grad, packs(weight_hh, path)
+        d_turned = turned(d_gates, packed)  # (4 D, N)
+        of_inputs, of_inputs_turned = d_gates, d_turned
         if index is not None:  # sums over the positions of each distinct input
-            d_inputs_gates = d_gates.new_zeros(len(inputs), d_gates.shape[1]).index_add_(0, index, d_gates)
-        needs = ctx.needs_input_grad
+            of_inputs = d_gates.new_zeros(len(inputs), d_gates.shape[1]).index_add_(0, index, d_gates)
+            of_inputs_turned = turned(of_inputs, packed)
+        worth = packs(weight_ih, path) and len(of_inputs) >= 3 * WORTH_PACKING  # turned weights take longer
+        d_weight_proj = None
+        if projected and needs[6]:
+            d_weight_proj = outer_sum(turned(m, packed), d_raw, packed).t().contiguous()
         return (
-            linear_transposed(d_inputs_gates, weight_ih, packs(weight_ih, path)) if needs[0] else None,
+            linear_transposed(of_inputs, weight_ih, worth) if needs[0] else None,
             d_h if needs[1] else None,
             d_c if needs[2] else None,
-            d_inputs_gates.t().mm(inputs) if needs[3] else None,
-            d_gates.t().mm(h_before) if needs[4] else None,
+            outer_sum(of_inputs_turned, inputs, packed) if needs[3] else None,
+            outer_sum(d_turned, h_before, packed) if needs[4] else None,
             d_gates.sum(0) if needs[5] else None,
-            d_raw.t().mm(m) if projected and needs[6] else None,
+            d_weight_proj,
             *[None] * 6,
         )
 

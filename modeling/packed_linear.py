@@ -71,4 +71,16 @@ def linear_transposed(x: Tensor, weight: Tensor, packed: bool = False) -> Tensor
     return torch.ops.mkldnn._linear_pointwise(x, _transposed(weight), None, "none", [], "")
 
 
-__all__ = ["linear", "linear_transposed", "why_not_packed"]
+def turned(x: Tensor, packed: bool = False) -> Tensor:
+    """x^T as `outer_sum` reads it: (A, N) from (N, A)."""
+    return x.t().contiguous() if packed else x.t()
+
+
+def outer_sum(wide: Tensor, narrow: Tensor, packed: bool = False) -> Tensor:
+    """The sum over rows of outer products: (A, B) from `wide` (A, N), which is `turned`, and (N, B), B the smaller."""
+    if not packed or not len(narrow):
+        return wide.mm(narrow)
+    return torch.ops.mkldnn._linear_pointwise(wide, _pack(narrow.t()), None, "none", [], "")
+
+
+__all__ = ["linear", "linear_transposed", "outer_sum", "turned", "why_not_packed"]

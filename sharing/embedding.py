@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -73,10 +74,10 @@ def embed_file(
         raise FileNotFoundError(f"the folder {target.parent} does not exist. Create it first.")
     tokenizer, model, mix = load(checkpoint, layers)
     model.config.precision = precision
-    sentences = [split_words(row, tokenizer, not raw) for row in _read_rows(source, text_column)]
+    sentences = Sentences(_read_rows(source, text_column), tokenizer, raw)
     partial = target.with_name(target.name + ".partial")
-    options = [layers, stateful_batch, model.config.to_json_string(), sentences, _fingerprint(model)]
-    key = hashlib.sha256(json.dumps(options).encode()).hexdigest()
+    options = [layers, stateful_batch, model.config.to_json_string(), raw, _fingerprint(model)]
+    key = sentences.fingerprint(json.dumps(options))
     with _named_errors(target):
         _prepare(partial, key)
         shards = _embed_shards(partial, sentences, tokenizer, model, mix, layers, stateful_batch)
@@ -89,20 +90,74 @@ def embed_file(
     return len(sentences)
 
 
-def _read_rows(source: Path, text_column: str | None) -> list:
+class Sentences(Sequence):
+    """The words of every row, split when they are asked for.
+
+    Args:
+        rows: texts or lists of words.
+        tokenizer: splits a text if `raw`.
+        raw: otherwise texts are split at spaces.
+    """
+
+    def __init__(self, rows: Sequence[str | list[str]], tokenizer, raw: bool):
+        self.rows, self.tokenizer, self.raw = rows, tokenizer, raw
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int | slice) -> list:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        return split_words(self.rows[place], self.tokenizer, not self.raw)
+
+    def fingerprint(self, options: str) -> str:
+        """A hash of all rows and of what is done with them."""
+        digest = hashlib.sha256(options.encode())
+        for row in self.rows:
+            digest.update(json.dumps(row).encode())
+        return digest.hexdigest()
+
+
+class Lines(Sequence):
+    """The lines of a UTF-8 file, read when they are asked for: eight bytes a line are in memory, whatever its length.
+
+    Other line separators than \\n are characters of a sentence.
+
+    Raises:
+        ValueError: no UTF-8.
+    """
+
+    def __init__(self, path: Path):
+        edges, position = array("q", [0]), 0
+        self.file = path.open("rb")
+        for line in self.file:
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                place = position + error.start
+                raise ValueError(f"{path} is not UTF-8 (byte {place}). Convert it first.") from error
+            position += len(line)
+            edges.append(position)
+        self.edges = edges
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
+
+    def __getitem__(self, number: int) -> str:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        self.file.seek(self.edges[number])
+        return self.file.read(self.edges[number + 1] - self.edges[number]).decode("utf-8").removesuffix("\n")
+
+
+def _read_rows(source: Path, text_column: str | None) -> Sequence:
     """A text's lines, blank ones included, or a table's column."""
     if source.suffix.lower() != ".txt":
         table = read_table(str(source))
         return table[column(table, text_column, ("text", "sentence", "words", "tokens"), "text")]
     if not source.is_file():
         raise FileNotFoundError(f"{source} does not exist. Give a text with a sentence a line, or a table.")
-    try:
-        lines = (
-            source.read_bytes().decode("utf-8").split("\n")
-        )  # other line separators are characters of a sentence
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not UTF-8 (byte {error.start}). Convert it first.") from error
-    return lines[:-1] if lines[-1] == "" else lines
+    return Lines(source)
 
 
 def load(checkpoint: str, layers: Layers = "all"):

@@ -1,7 +1,7 @@
 """Files that hold the vectors of sentences; each writer gets shards of {sentence number: vectors} in order."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,7 @@ FileFormat = Literal["hdf5", "hdf5-bilm", "parquet", "safetensors"]
 Shards = Iterable[dict[str, np.ndarray]]
 
 
-def write_hdf5(path: Path, sentences: list[list[str]], shards: Shards) -> None:
+def write_hdf5(path: Path, sentences: Sequence[list[str]], shards: Shards) -> None:
     """AllenNLP's layout: a dataset for each sentence's number, and `sentence_to_index` with {sentence: number} as JSON.
 
     Args:
@@ -28,7 +28,7 @@ def write_hdf5(path: Path, sentences: list[list[str]], shards: Shards) -> None:
         dataset[0] = json.dumps(index)
 
 
-def write_hdf5_bilm(path: Path, sentences: list[list[str]], shards: Shards) -> None:
+def write_hdf5_bilm(path: Path, sentences: Sequence[list[str]], shards: Shards) -> None:
     """bilm-tf's layout: a dataset for each sentence's number, nothing else; see `write_hdf5`."""
     import h5py
 
@@ -36,15 +36,15 @@ def write_hdf5_bilm(path: Path, sentences: list[list[str]], shards: Shards) -> N
         _write_datasets(file, shards)
 
 
-def write_safetensors(path: Path, sentences: list[list[str]], shards: Shards) -> None:
+def write_safetensors(path: Path, sentences: Sequence[list[str]], shards: Shards) -> None:
     """One tensor for each sentence's number; the words as JSON in the metadata `sentences`. Held in memory while written."""
     from safetensors.numpy import save_file
 
     tensors = {number: vectors for shard in shards for number, vectors in shard.items()}
-    save_file(tensors, path, metadata={"format": "heirloom-embed", "sentences": json.dumps(sentences)})
+    save_file(tensors, path, metadata={"format": "heirloom-embed", "sentences": json.dumps(list(sentences))})
 
 
-def write_parquet(path: Path, sentences: list[list[str]], shards: Shards) -> None:
+def write_parquet(path: Path, sentences: Sequence[list[str]], shards: Shards) -> None:
     """A row for each sentence: `words`, and `vectors` (n lists of 2 P numbers), or `layer_0`, `layer_1`, ... for all layers."""
     import pyarrow
     from pyarrow import parquet
@@ -88,7 +88,7 @@ def _write_datasets(file, shards: Shards) -> None:
             file.create_dataset(number, data=vectors, dtype="float32")
 
 
-WRITERS: dict[str, Callable[[Path, list[list[str]], Shards], None]] = {
+WRITERS: dict[str, Callable[[Path, Sequence[list[str]], Shards], None]] = {
     "hdf5": write_hdf5,
     "hdf5-bilm": write_hdf5_bilm,
     "parquet": write_parquet,
