@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .lstmp import lstmp
 from .lstmp_paths import dense
@@ -164,8 +165,11 @@ class ElmoTokenEncoder(nn.Module):
             init.constant_(layer.bias, -2.0 if is_gate else 0.0)
 
 
-class LstmpLayer(nn.Module):
-    """The weights of one LSTM with projection: gates in torch's order, the forget bias kept out of `bias`."""
+class LstmpLayer(GradientCheckpointingLayer):
+    """The weights of one LSTM with projection: gates in torch's order, the forget bias kept out of `bias`.
+
+    With `gradient_checkpointing` of TrainingArguments its activations are computed again for the backward pass.
+    """
 
     def __init__(self, config):
         super().__init__()

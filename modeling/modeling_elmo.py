@@ -34,6 +34,7 @@ class ElmoPreTrainedModel(PreTrainedModel):
     config_class = ElmoConfig
     base_model_prefix = "elmo"
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
     _is_stateful = True
 
     @torch.no_grad()
