@@ -33,6 +33,7 @@
 #define BLOCK 64
 #define GROUP 16   /* cells of a block */
 #define CHUNK 1024 /* cells whose weights of a block, 256 KB, stay in the second cache from one panel to the next */
+#define AHEAD 12288 /* bytes of weights to ask for early; a quarter faster than none where they come from memory */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
@@ -122,7 +123,8 @@ INLINE void product(int rows, int bf16, const void *weights, const void *x, int6
       for (int part = 0; part < 4; part++) parts[u][row][part] = all(0);
   for (int64_t k = 0; k < count; k += copies) {
     const float *w = (const float *)weights + k * BLOCK; /* a pair of bf16 is as long as a float */
-    __builtin_prefetch((const char *)w + 4096);
+#pragma GCC unroll 16
+    for (int line = 0; line < 4 * copies; line++) __builtin_prefetch((const char *)w + AHEAD + 64 * line);
 #pragma GCC unroll 4
     for (int u = 0; u < copies; u++)
 #pragma GCC unroll 6
