@@ -45,7 +45,7 @@ from heirloom.objectives.noise import (
 )
 from heirloom.objectives.permutation import PermutationTargets
 from heirloom.objectives.sentence_pairs import pairs, truncated
-from heirloom.objectives.text_packing import pack_contiguous, pack_full_sentences
+from heirloom.objectives.text_packing import pack_full_sentences
 from heirloom.objectives.token_batch import TokenBatch, Vocabulary, generator
 
 SIZE, STOP, WORD = 30522, 100, 0.77  # a token in four continues a word; a sentence has 25 tokens
@@ -144,7 +144,6 @@ def over_the_corpus(tokens: int) -> dict[str, Callable]:
 
     return {
         "pair table": table,
-        "contiguous": lambda _: pack_contiguous(corpus, 512),
         "full sentences": lambda _: pack_full_sentences(corpus, 512),
     }
 

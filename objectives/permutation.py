@@ -238,7 +238,7 @@ def walk(
     begins, stops = np.stack(begins, axis=1), np.stack(stops, axis=1)
     used = np.cumsum(stops - begins, axis=1) - (stops - begins)  # before each span, as long as none is cut
     stops = np.minimum(stops, begins + np.maximum(counts[:, None] - used, 0))
-    alive = np.logical_and.accumulate(stops < (base + lengths)[:, None], axis=1)
+    alive = stops < (base + lengths)[:, None]  # none behind one that is not
     return np.where(alive, begins - base[:, None], 0), np.where(alive, stops - base[:, None], 0)
 
 
