@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .lstmp_autograd import LstmpFunction
+from .lstmp_cuda import run_pieces
 from .lstmp_native import run_steps
 from .lstmp_paths import choose_path, packs
 from .packed_linear import linear
@@ -88,9 +89,10 @@ def lstmp(
         training = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
         path = choose_path(weight_hh)
         half = precision == "bf16" and not training and weight_hh.dtype == torch.float32
-        if path == "native" and not training and positions:
-            outputs, c = _native(*tensors, batch_sizes, index, cell_clip, proj_clip, half)
-            h = outputs.index_select(0, _last_positions(batch_sizes))
+        fast = {"native": _native, "cuda": run_pieces}.get(path)
+        if fast is not None and not training and positions:
+            outputs, c = fast(*tensors, batch_sizes, index, cell_clip, proj_clip, half)
+            h = outputs.index_select(0, _last_positions(batch_sizes).to(outputs.device))
         else:
             options = batch_sizes, index, cell_clip, proj_clip, path, half
             outputs, h, c = LstmpFunction.apply(*tensors, *options)

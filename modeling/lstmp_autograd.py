@@ -12,7 +12,6 @@ from .lstmp_native import cells_back, cells_forward
 from .lstmp_paths import packs
 from .packed_linear import linear, linear_transposed, outer_sum, turned
 
-
 WORTH_PACKING = 300  # rows from which one product with a packed weight wins back the packing, measured
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from .lstmp_cuda import why_not_cuda
 from .lstmp_native import fits, library, machine_level
 from .packed_linear import linear, why_not_packed
 
@@ -19,6 +20,7 @@ PATHS = {
     "native": "a C kernel that does all steps",
     "packed": "oneDNN products of packed weights",
     "loop": "plain torch, any device and dtype",
+    "cuda": "a CUDA graph of all steps, without gradients; untried on hardware, so only when forced",
 }
 PACKED_FROM = 2**18  # numbers of a weight: below 1 MB, packing costs more than it gains
 
@@ -30,7 +32,7 @@ def lstmp_path(name: str) -> Iterator[None]:
     """Force a way of `lstmp` inside a `with`.
 
     Args:
-        name: "native", "packed", "loop" or "auto".
+        name: "native", "packed", "loop", "cuda" or "auto".
 
     Raises:
         ValueError: another name, or a way that is not open on this machine.
@@ -45,7 +47,7 @@ def lstmp_path(name: str) -> Iterator[None]:
 
 def lstmp_paths() -> dict[str, str]:
     """Each way, and why it is closed on this machine; nothing where it is open. May build the kernel."""
-    return {"native": library()[1], "packed": why_not_packed(), "loop": ""}
+    return {"native": library()[1], "packed": why_not_packed(), "loop": "", "cuda": why_not_cuda()}
 
 
 def _check(name: str, source: str) -> None:
@@ -73,10 +75,11 @@ def choose_path(weight_hh: Tensor) -> str:
     Raises:
         ValueError: HEIRLOOM_LSTMP names none, or one that is not open.
     """
-    on_cpu = weight_hh.device.type == "cpu" and weight_hh.dtype == torch.float32
-    forced = forced_path()
-    if forced == "loop" or not on_cpu or torch.compiler.is_compiling():
+    forced, device = forced_path(), weight_hh.device.type
+    if forced == "loop" or weight_hh.dtype != torch.float32 or torch.compiler.is_compiling():
         return "loop"
+    if device != "cpu":
+        return "cuda" if forced == device == "cuda" else "loop"
     if forced != "packed" and fits(weight_hh.shape[0] // 4, weight_hh.shape[1]):
         reason = library()[1]
         if not reason:
@@ -93,7 +96,7 @@ def forced_path() -> str:
 def packs(weight: Tensor, path: str) -> bool:
     """Whether products with this weight use oneDNN's order on this way."""
     large = weight.numel() >= PACKED_FROM or forced_path() == "packed"
-    return path != "loop" and large and not why_not_packed()
+    return path in ("native", "packed") and large and not why_not_packed()
 
 
 def dense(layer: nn.Linear, inputs: Tensor) -> Tensor:
