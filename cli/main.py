@@ -7,12 +7,14 @@ import typer
 from typer.core import TyperGroup
 
 from . import (
+    card,
     convert,
     embed,
     env,
     evaluate,
     finetune,
     objectives,
+    plot,
     pretrain,
     push,
     quickstart,
@@ -46,6 +48,14 @@ class Verbs(TyperGroup):
             typer.echo(f"heirloom: {error}", err=True)
             raise typer.Exit(1) from None
 
+    def format_options(self, ctx, formatter):
+        """All in one line, so that every verb has room on a small screen."""
+        formatter.write_paragraph()
+        formatter.write_text(
+            "Options: " + ", ".join("/".join(option.opts) for option in self.get_params(ctx))
+        )
+        self.format_commands(ctx, formatter)
+
 
 app = typer.Typer(
     cls=Verbs,
@@ -68,6 +78,8 @@ app.command()(train_tokenizer.train_tokenizer)
 app.command(context_settings=REST)(pretrain.pretrain)
 app.command(context_settings=REST)(finetune.finetune)
 app.command(context_settings=REST)(train_seq2seq.train_seq2seq)
+app.command()(plot.plot)
+app.command()(card.card)
 app.command()(push.push)
 app.add_typer(objectives.app, name="objectives")
 app.command()(recipes.recipes)

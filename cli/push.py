@@ -48,5 +48,6 @@ def push(
     print(f"{'pushed' if done.changed else 'nothing has changed'}: {done.url} ({visibility})")
     if done.private != private:
         typer.echo(
-            f"warning: {done.repo} existed and is {visibility}; change that in its settings on the Hub", err=True
+            f"warning: {done.repo} existed and is {visibility}; change that in its settings on the Hub",
+            err=True,
         )

@@ -29,7 +29,7 @@ VERBS = [
     "pretrain",
     "finetune",
 ]
-VERBS += ["objectives", "objectives show", "recipes", "env"]
+VERBS += ["objectives", "objectives show", "recipes", "env", "push", "card", "plot"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

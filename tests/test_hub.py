@@ -1,0 +1,310 @@
+"""Every model class through a Hub on loopback: pushed, and pulled with heirloom and without; and Transformers' own pushes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from hub_server import Hub, point_hub_at
+from reference.joint_loss_naive import HEADS, joint, language_model
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    ElectraConfig,
+    Trainer,
+    TrainingArguments,
+)
+
+from heirloom.modeling.auto_map import ALSO, AUTO_MAP
+from heirloom.modeling.configuration_electra_joint import ElectraJointConfig
+from heirloom.modeling.configuration_elmo import ElmoConfig
+from heirloom.modeling.configuration_ernie_thu import ErnieThuConfig
+from heirloom.modeling.configuration_lstm_lm import LstmLMConfig
+from heirloom.modeling.configuration_lstm_seq2seq import LstmSeq2SeqConfig
+from heirloom.modeling.modeling_electra_joint import ElectraForJointPreTraining
+from heirloom.modeling.modeling_elmo import (
+    ElmoForPreTraining,
+    ElmoForSequenceClassification,
+    ElmoForTokenClassification,
+    ElmoModel,
+)
+from heirloom.modeling.modeling_ernie_thu import ErnieThuForPreTraining, ErnieThuModel
+from heirloom.modeling.modeling_infoword import InfoWordForPreTraining
+from heirloom.modeling.modeling_lstm_lm import LstmLMForCausalLM, LstmLMModel
+from heirloom.modeling.modeling_lstm_seq2seq import LstmSeq2SeqForConditionalGeneration
+from heirloom.modeling.modeling_multi_task import MultiTaskModel
+from heirloom.modeling.modeling_sentence_pair import SentencePairForPreTraining
+from heirloom.modeling.modeling_spanbert import SpanBertForPreTraining
+from heirloom.sharing.pushing import plan_push, push
+from heirloom.tokenization.tokenization_elmo import ElmoTokenizer
+
+ADA, BEN = "hf_ada", "hf_ben"  # tokens
+BERT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+BERT |= {"intermediate_size": 24, "max_position_embeddings": 24}
+ELMO = {"char_embedding_size": 4, "char_filters": [[1, 8], [2, 8]], "projection_size": 16, "cell_size": 32}
+ELMO |= {"vocab_size": 12}
+LSTM = {"vocab_size": 13, "embedding_size": 5, "cell_size": 7, "num_hidden_layers": 2}
+SEQ2SEQ = {"vocab_size": 13, "embedding_size": 6, "cell_size": 8, "upper_size": 4, "num_hidden_layers": 2}
+FUSION = {"num_text_layers": 1, "entity_size": 6, "num_entity_heads": 2}
+TASKS = [{"name": "sst", "kind": "classification", "num_labels": 2}]
+
+MAKE = {
+    model_class: lambda made=model_class, config=config: made(config())
+    for config, classes in (
+        (
+            lambda: ElmoConfig(**ELMO),
+            (ElmoModel, ElmoForPreTraining, ElmoForSequenceClassification, ElmoForTokenClassification),
+        ),
+        (lambda: LstmLMConfig(**LSTM), (LstmLMModel, LstmLMForCausalLM)),
+        (lambda: LstmSeq2SeqConfig(**SEQ2SEQ), (LstmSeq2SeqForConditionalGeneration,)),
+        (lambda: ErnieThuConfig(**BERT | FUSION), (ErnieThuModel, ErnieThuForPreTraining)),
+        (
+            lambda: ElectraJointConfig(discriminator_config=ElectraConfig(**BERT, embedding_size=8)),
+            (ElectraForJointPreTraining,),
+        ),
+    )
+    for model_class in classes
+}
+MAKE |= {
+    model_class: lambda made=model_class: made.from_encoder(language_model("bert"))
+    for model_class in (InfoWordForPreTraining, SentencePairForPreTraining, SpanBertForPreTraining)
+}
+MAKE |= {made: lambda head=head: joint("gpt2", head, torch.float32) for head, made in HEADS.items()}
+MAKE[MultiTaskModel] = lambda: MultiTaskModel.from_backbone_pretrained(language_model("bert"), tasks=TASKS)
+
+
+def places() -> dict[str, str]:
+    """{model class: Auto class} of the one table."""
+    found = {
+        place.split(".")[1]: auto
+        for table in AUTO_MAP.values()
+        for auto, place in table.items()
+        if auto != "AutoConfig"
+    }
+    more = {place.split(".")[1]: auto for t in ALSO.values() for auto, some in t.items() for place in some}
+    return found | more
+
+
+AUTO = places()
+CLASSES = sorted(MAKE, key=lambda made: made.__name__)
+AGAIN = [ElmoForTokenClassification, HEADS["similarity"]]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A Hub for two users, and this process as the first of them."""
+    with Hub({ADA: "ada", BEN: "ben"}) as server, pytest.MonkeyPatch.context() as patch:
+        point_hub_at(server.endpoint, ADA, str(tmp_path_factory.mktemp("cache")), patch)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, tmp_path_factory):
+    """{repository: weights}: a tiny checkpoint of each class, some of them pulled and saved and pushed once more."""
+    folder, weights = tmp_path_factory.mktemp("checkpoints"), {}
+    for number, model_class in enumerate(CLASSES):
+        torch.manual_seed(number)
+        name = model_class.__name__
+        model = MAKE[model_class]()
+        model.save_pretrained(folder / name)
+        if name.startswith("Elmo"):
+            ElmoTokenizer().save_pretrained(folder / name)
+        push(plan_push(folder / name, f"ada/{name}"))
+        weights[f"ada/{name}"] = model.state_dict()
+    for model_class in AGAIN:
+        name = model_class.__name__
+        getattr(transformers, AUTO[name]).from_pretrained(f"ada/{name}").save_pretrained(
+            folder / "again" / name
+        )
+        push(plan_push(folder / "again" / name, f"ada/{name}-again"))
+        weights[f"ada/{name}-again"] = weights[f"ada/{name}"]
+    return weights
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_table_has_no_class_that_is_not_pushed():
+    assert {model_class.__name__ for model_class in MAKE} == set(AUTO)
+
+
+def test_each_class_comes_back_with_heirloom(hub, pushed):
+    for model_class in CLASSES:
+        name = model_class.__name__
+        loaded = getattr(transformers, AUTO[name]).from_pretrained(f"ada/{name}")
+        assert type(loaded) is model_class
+        assert same(loaded.state_dict(), pushed[f"ada/{name}"]), name
+        assert type(AutoConfig.from_pretrained(f"ada/{name}")) is model_class.config_class
+        assert [commit.title.split(",")[0] for commit in hub.repositories[f"ada/{name}"].history()] == [
+            name,
+            "initial commit",
+        ]
+
+
+REMOTE = """
+import json
+import sys
+
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "heirloom":
+            raise ModuleNotFoundError("heirloom is not here")
+
+
+sys.meta_path.insert(0, Absent())
+
+import torch
+import transformers
+
+found = {}
+for repo, auto in json.load(sys.stdin).items():
+    config = transformers.AutoConfig.from_pretrained(repo, trust_remote_code=True)
+    model = getattr(transformers, auto).from_pretrained(repo, config=config, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    assert type(model).__name__ == repo.split("/")[1].removesuffix("-again"), type(model)
+    assert type(config) is type(model.config), repo
+    found[repo] = model.state_dict()
+tokenizer = transformers.AutoTokenizer.from_pretrained("ada/ElmoModel", trust_remote_code=True)
+assert type(tokenizer).__module__.startswith("transformers_modules."), type(tokenizer)
+elmo = transformers.AutoModel.from_pretrained("ada/ElmoModel", trust_remote_code=True)
+batch = tokenizer([["An", "old", "clock"]], is_split_into_words=True, return_tensors="pt")
+with torch.no_grad():
+    found["vectors"] = elmo(**batch).last_hidden_state
+elmo.push_to_hub("ada/by-hand")  # and what is pushed here can be pulled here
+again = transformers.AutoModel.from_pretrained("ada/by-hand", trust_remote_code=True)
+found["ada/by-hand"] = again.state_dict()
+assert not [name for name in sys.modules if name.split(".")[0] == "heirloom"]
+torch.save(found, sys.argv[1])
+"""
+
+
+def test_each_class_comes_back_where_heirloom_is_not_installed(hub, pushed, tmp_path):
+    own = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": ADA}
+    own |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+    wanted = {repo: AUTO[repo.split("/")[1].removesuffix("-again")] for repo in pushed}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", REMOTE, str(tmp_path / "found.pt")],
+        input=json.dumps(wanted),
+        env=os.environ | own,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = torch.load(tmp_path / "found.pt")
+    for repo, weights in pushed.items():
+        assert same(found[repo], weights), repo
+    assert same(found["ada/by-hand"], pushed["ada/ElmoModel"])
+    batch = ElmoTokenizer()([["An", "old", "clock"]], is_split_into_words=True, return_tensors="pt")
+    here = AutoModel.from_pretrained("ada/ElmoModel")
+    with torch.no_grad():
+        torch.testing.assert_close(found["vectors"], here(**batch).last_hidden_state)
+    # The C kernel does not travel; the code says so once, and goes on.
+    assert done.stderr.count("ELMo runs without its C kernel") <= 1
+    assert type(AutoModel.from_pretrained("ada/by-hand")) is ElmoModel
+
+
+def test_push_to_hub_of_model_and_tokenizer_go_into_one_repository(hub):
+    model, tokenizer = MAKE[ElmoForPreTraining](), ElmoTokenizer(["<S>", "</S>", "<UNK>", "The", "clock"])
+    model.push_to_hub("ada/two-steps", private=True)
+    tokenizer.push_to_hub("ada/two-steps")
+    model.push_to_hub("ada/two-steps")  # nothing new: no commit
+    repository = hub.repositories["ada/two-steps"]
+    assert repository.private
+    assert len(repository.history()) == 3
+    assert {"README.md", "modeling_elmo.py", "tokenization_elmo.py"} < set(repository.find("main").files)
+    assert type(AutoModel.from_pretrained("ada/two-steps")) is ElmoModel
+    loaded = AutoTokenizer.from_pretrained("ada/two-steps")
+    assert type(loaded) is ElmoTokenizer
+    words = [["The", "clock", "struck"]]
+    assert loaded(words, is_split_into_words=True) == tokenizer(words, is_split_into_words=True)
+
+
+def test_trainer_pushes(hub, tmp_path):
+    arguments = TrainingArguments(
+        output_dir=tmp_path / "run",
+        push_to_hub=True,
+        hub_model_id="ada/trained",
+        hub_private_repo=True,
+        max_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 2
+    trainer = Trainer(LstmLMForCausalLM(LstmLMConfig(**LSTM)), arguments, train_dataset=rows)
+    trainer.train()
+    trainer.push_to_hub()
+    assert hub.repositories["ada/trained"].private
+    loaded = AutoModelForCausalLM.from_pretrained("ada/trained")
+    assert type(loaded) is LstmLMForCausalLM
+    assert same(loaded.state_dict(), trainer.model.state_dict())
+
+
+def test_revisions(hub, tmp_path):
+    from huggingface_hub import HfApi
+
+    weights = {}
+    for number, revision in enumerate((None, "next")):
+        if revision:
+            HfApi().create_branch("ada/revisions", branch=revision)
+            HfApi().create_tag("ada/revisions", tag="v1")
+        torch.manual_seed(number)
+        model = MAKE[LstmLMForCausalLM]()
+        model.save_pretrained(tmp_path)
+        done = push(plan_push(tmp_path, "ada/revisions"), revision=revision)
+        weights[revision or "main"] = model.state_dict()
+    weights["v1"], weights[done.url.rsplit("/", 1)[1]] = weights["main"], weights["next"]
+    for revision, expected in weights.items():
+        loaded = AutoModelForCausalLM.from_pretrained("ada/revisions", revision=revision)
+        assert same(loaded.state_dict(), expected), revision
+    with pytest.raises(OSError, match=r"nowhere is not a valid git identifier .*(?s:.)*ada/revisions"):
+        AutoModel.from_pretrained("ada/revisions", revision="nowhere")
+
+
+@pytest.mark.parametrize("token", [BEN, "hf_nobody", False], ids=["another's", "wrong", "none"])
+def test_a_private_repository_opens_only_to_its_owner(token, hub, pushed, tmp_path):
+    words = r"pass a token having permission|Invalid credentials in Authorization header"
+    with pytest.raises(OSError, match=words):  # Transformers' own words
+        AutoModel.from_pretrained("ada/LstmLMModel", token=token, cache_dir=tmp_path)
+
+
+def test_a_read_only_cache_is_named(hub, pushed, tmp_path, monkeypatch):
+    if os.geteuid() == 0:  # whom no permission stops
+
+        def refuse(path, *_, **__):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(os, "makedirs", refuse)
+    else:
+        tmp_path.chmod(0o555)
+    with pytest.raises(OSError, match=r"PermissionError at .*Check cache directory permissions"):
+        AutoModel.from_pretrained("ada/LstmLMModel", cache_dir=tmp_path / "cache")
+
+
+def test_missing_code_is_named_before_a_push_and_matters_only_without_heirloom(hub, tmp_path):
+    MAKE[LstmLMModel]().save_pretrained(tmp_path)
+    (tmp_path / "recurrent_cache.py").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"lacks recurrent_cache.py, .* nobody could load it from the Hub"
+    ):
+        plan_push(tmp_path, "ada/missing")
+    assert type(AutoModel.from_pretrained(tmp_path)) is LstmLMModel
+
+
+def test_foreign_code_wants_to_be_trusted(tmp_path):
+    config = {"model_type": "foreign", "auto_map": {"AutoConfig": "configuration_foreign.ForeignConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"(?s)contains custom code which must be executed .*`trust_remote_code=True`"
+    ):
+        AutoConfig.from_pretrained(tmp_path)
