@@ -14,7 +14,12 @@ def check_contents(checkout: Path, wheel: Path) -> None:
     """The wheel holds every room and data file of the checkout, and nothing else."""
     sources = [*checkout.glob("*.py"), checkout / "py.typed"]
     sources += [file for room in ROOMS for file in (checkout / room).rglob("*.py")]
-    sources += [*checkout.glob("model_cards/*.md"), *checkout.glob("recipes/*.yaml")]
+    sources += [
+        *checkout.glob("modeling/*.c"),
+        *checkout.glob("model_cards/*.md"),
+        *checkout.glob("model_cards/*.bib"),
+    ]
+    sources += checkout.glob("recipes/*.yaml")
     wanted = {f"heirloom/{file.relative_to(checkout).as_posix()}" for file in sources}
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     if wanted != found:

@@ -1,15 +1,34 @@
-"""Model cards: what a checkpoint is, rendered from the templates in `model_cards/`."""
+"""Model cards: what a checkpoint is, rendered from the templates in `model_cards/`, and rendered again from `card.json`."""
 
+import hashlib
+import json
+import math
 import platform
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
-import torch
-import transformers
-from transformers import TrainingArguments
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import eval_results_to_model_index
+from huggingface_hub.utils import yaml_dump
+
+from .. import __version__
+from .citations import bibtex
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 FOLDER = Path(__file__).resolve().parent.parent / "model_cards"
+CARD, RECORD = "README.md", "card.json"
+METRIC_TYPES = {
+    "macro_f1": "f1",
+    "entity_f1": "f1",
+    "chrf": "chrf",
+    "rouge1": "rouge",
+    "rouge2": "rouge",
+    "rougeL": "rouge",
+}
 
 
 @dataclass
@@ -21,14 +40,20 @@ class CardFacts:
         auto_class: Auto class that loads it.
         summary: one paragraph.
         data: what it was trained on.
-        results: {measure: value}.
+        results: {measure: value}, as readers see them.
         training: {option: value}.
         pictures: files beside the card.
         example: words of the usage example.
-        language: code.
+        language: code; "" if nobody has said it.
         license: of the weights; "unknown" asks the author to decide.
         tags: for the Hub.
         limits: what the model is not good for.
+        scores: {measure: number}, for the Hub's `model-index`.
+        dataset: what `scores` were measured on.
+        task: one of the Hub's pipeline tags.
+        base_model: name on the Hub of the checkpoint it began with.
+        datasets: names of data sets on the Hub.
+        citations: entries of `citations.bib` besides the template's own.
     """
 
     name: str
@@ -39,10 +64,19 @@ class CardFacts:
     training: dict[str, str]
     pictures: list[str] = field(default_factory=list)
     example: list[str] = field(default_factory=lambda: ["The", "old", "clock", "struck", "nine", "."])
-    language: str = "en"
+    language: str = ""
     license: str = "unknown"
     tags: list[str] = field(default_factory=list)
-    limits: str = "A small model of little text: a demonstration, not a product."
+    limits: str = (
+        "It was trained and evaluated on the data above and on nothing else. How it does on other text, and which prejudices of "
+        "its text it has learned, has not been measured."
+    )
+    scores: dict[str, float] = field(default_factory=dict)
+    dataset: str = ""
+    task: str = ""
+    base_model: str = ""
+    datasets: list[str] = field(default_factory=list)
+    citations: list[str] = field(default_factory=list)
 
 
 def render_card(facts: CardFacts, template: str = "elmo.md") -> str:
@@ -55,13 +89,137 @@ def render_card(facts: CardFacts, template: str = "elmo.md") -> str:
     Returns:
         Text with a YAML head, as the Hub reads it.
     """
+    return _render(vars(facts), template)
+
+
+def write_card(folder: Path | str, facts: CardFacts, template: str = "elmo.md") -> str:
+    """Write `README.md`, and `card.json`, from which `update_card` writes it again.
+
+    Args:
+        folder: of the checkpoint.
+        facts: as in `render_card`.
+        template: as in `render_card`.
+
+    Returns:
+        The card.
+    """
+    return _write(Path(folder), dict(vars(facts)), template)
+
+
+def update_card(folder: Path | str, changes: dict[str, str] | None = None, force: bool = False) -> str:
+    """Write a card again from `card.json`, with the pictures that lie beside it now.
+
+    Args:
+        folder: of the checkpoint.
+        changes: facts that the run could not know, such as `license`; they are recorded.
+        force: write over a card that somebody edited.
+
+    Returns:
+        The card.
+
+    Raises:
+        FileExistsError: somebody edited the card, or wrote one, since it was last rendered.
+        FileNotFoundError: the folder has no `card.json`.
+        ValueError: a `card.json` that cannot be read, or does not hold what the template needs.
+    """
+    folder = Path(folder)
+    record = _read_record(folder / RECORD)
+    card = folder / CARD
+    if card.is_file() and not force and _mark(card.read_text(encoding="utf-8")) != record["rendered"]:
+        raise FileExistsError(
+            f"{card} has been edited since heirloom wrote it. Keep it as it is; or put the changes into {RECORD} and write "
+            "the card again with --force, which drops what was edited."
+        )
+    known = {item.name: _default(item) for item in fields(CardFacts) if _default(item) is not MISSING}
+    facts = known | record["facts"] | (changes or {})
+    drawn = sorted(file.name for file in folder.glob("*.png"))
+    facts["pictures"] = list(dict.fromkeys(name for name in [*facts["pictures"], *drawn] if name in drawn))
+    return _write(folder, facts, record["template"])
+
+
+def _write(folder: Path, facts: dict, template: str) -> str:
+    text = _render(facts, template)
+    record = {"heirloom": __version__, "template": template, "rendered": _mark(text), "facts": facts}
+    (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(text, encoding="utf-8")
+    return text
+
+
+def _read_record(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"expected {path}, which a training verb of heirloom leaves in a run's folder; found none. Write README.md by hand; "
+            "`heirloom push` sends a minimal one otherwise."
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["template"], record["rendered"], record["facts"]["pictures"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} must be JSON with template, rendered and facts, as heirloom wrote it ({type(error).__name__}: {error})."
+        ) from error
+    return record
+
+
+def _mark(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _default(item):
+    return item.default if item.default_factory is MISSING else item.default_factory()
+
+
+def _render(facts: dict, template: str) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
-    return environment.get_template(template).render(vars(facts))
+    environment.filters["cell"] = lambda value: " ".join(str(value).replace("|", "\\|").split())
+    environment.globals["cite"] = lambda key: f"```bibtex\n{bibtex(key)}\n```"
+    try:
+        return environment.get_template(template).render(facts | {"model_index": _model_index(facts)})
+    except jinja2.TemplateNotFound as error:
+        raise ValueError(f"expected the name of a template in model_cards/, found {template!r}.") from error
+    except (jinja2.UndefinedError, AttributeError, TypeError) as error:
+        raise ValueError(f"the facts of this card do not fit its template {template}: {error}.") from error
 
 
-def training_facts(arguments: TrainingArguments, seconds: float) -> dict[str, str]:
+def _model_index(facts: dict) -> str:
+    """The Hub's `model-index` in YAML; "" without numbers."""
+    scores = {key: value for key, value in facts["scores"].items() if math.isfinite(value)}
+    results = [
+        EvalResult(
+            task_type=facts["task"] or "other",
+            dataset_type=facts["dataset"],
+            dataset_name=facts["dataset"],
+            metric_type=METRIC_TYPES.get(key, key),
+            metric_name=key.replace("_", " "),
+            metric_value=float(f"{value:.6g}"),
+        )
+        for key, value in scores.items()
+    ]
+    if not results:
+        return ""
+    return yaml_dump({"model-index": eval_results_to_model_index(facts["name"], results)})
+
+
+OPTIONS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "optim",
+    "weight_decay",
+    "max_grad_norm",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "num_train_epochs",
+    "max_steps",
+    "seed",
+)
+UNUSUAL = ("bf16", "fp16", "data_seed", "label_smoothing_factor", "load_best_model_at_end")  # told if set
+
+
+def training_facts(arguments: "TrainingArguments", seconds: float) -> dict[str, str]:
     """The options that decide a run's numbers, and where it ran.
 
     Args:
@@ -71,21 +229,28 @@ def training_facts(arguments: TrainingArguments, seconds: float) -> dict[str, st
     Returns:
         {option: value} for a card.
     """
-    names = (
-        "learning_rate",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "num_train_epochs",
-        "max_steps",
-        "seed",
-    )
-    facts = {name: str(getattr(arguments, name)) for name in names}
+    import datasets
+    import tokenizers
+    import torch
+    import transformers
+
+    names = [*OPTIONS, *(name for name in UNUSUAL if getattr(arguments, name))]
+    facts = {
+        name: str(getattr(getattr(arguments, name), "value", getattr(arguments, name))) for name in names
+    }
     device = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"CPU, {torch.get_num_threads()} threads"
     )
+    versions = {"heirloom": __version__, "Python": platform.python_version()}
+    versions |= {
+        module.__name__: module.__version__ for module in (transformers, torch, datasets, tokenizers)
+    }
     return facts | {
         "training time": f"{seconds:.0f} s on {device}",
-        "versions": f"transformers {transformers.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
+
+
+__all__ = ["CardFacts", "render_card", "training_facts", "update_card", "write_card"]

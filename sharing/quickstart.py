@@ -16,7 +16,7 @@ from ..training.plots import plot_comparison, plot_curves, plot_layer_weights
 from ..training.pretraining import make_tokenizer, train_bilm
 from ..training.python_docs import docstrings, is_held_out, language_reference, module_task, paragraphs
 from ..training.trainer import read_log
-from .cards import CardFacts, render_card, training_facts
+from .cards import CardFacts, training_facts, write_card
 from .quiet import quiet_libraries
 
 MAX_WORDS = 32  # of a docstring that the classifier reads, and of a sentence that the biLM learns from
@@ -171,13 +171,18 @@ def _write_cards(
         "results": scores,
         "training": training,
         "license": "other",
+        "language": "en",
+        "dataset": "docstrings of Python's standard library, every fifth",
         "tags": ["quickstart"],
+        "limits": "A small model of little text: a demonstration, not a product.",
     }
     bilm = CardFacts(
         name=folder.name,
         auto_class="AutoModel",
         summary="A small ELMo biLM of Python's documentation, made by `heirloom quickstart`.",
         pictures=["curves.png", "accuracy.png", "layer_weights.png"],
+        task="feature-extraction",
+        scores={"perplexity": results["perplexity"]},
         **common,
     )
     classifier = CardFacts(
@@ -185,10 +190,12 @@ def _write_cards(
         auto_class="AutoModelForSequenceClassification",
         summary="Tells which module of Python's standard library a docstring comes from; made by `heirloom quickstart`.",
         pictures=["layer_weights.png"],
+        task="text-classification",
+        scores={"accuracy": results["from the biLM"]},
         **common,
     )
-    (folder / "README.md").write_text(render_card(bilm))
-    (folder / "classifier" / "README.md").write_text(render_card(classifier))
+    write_card(folder, bilm)
+    write_card(folder / "classifier", classifier)
 
 
 def _print_results(

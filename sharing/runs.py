@@ -15,8 +15,9 @@ from ..training.pretraining import pretrain
 from ..training.seq2seq import train_seq2seq
 from ..training.seq2seq_arguments import Seq2SeqArguments
 from ..training.trainer import read_log
-from .cards import CardFacts, render_card, training_facts
+from .cards import CardFacts, training_facts, write_card
 from .quiet import quiet_libraries
+from .run_facts import TASKS, facts_of_run, own_options
 
 MEASURES = {
     "eval_perplexity": "held-out perplexity, whole vocabulary",
@@ -191,11 +192,12 @@ def _run(
         summary=summary,
         data=f"Trained on {_files(_data(arguments, 'train'))}; evaluated on "
         f"{_files(_data(arguments, 'validation')) or 'a held-out part'}.",
-        results={name: f"{scores[key]:.4g}" for key, name in MEASURES.items() if key in scores},
-        training=training_facts(training_arguments, seconds),
+        training=own_options(trainer, arguments) | training_facts(training_arguments, seconds),
         pictures=pictures,
+        task=TASKS[auto_class],
+        **facts_of_run(trainer, arguments, scores, MEASURES),
     )
-    (folder / "README.md").write_text(render_card(facts, template))
+    write_card(folder, facts, template)
     console = Console(highlight=False)
     for key, name in MEASURES.items():
         if key in scores:

@@ -12,8 +12,9 @@ from ..training.objectives import Objective, find_objective
 from ..training.plots import plot_curves
 from ..training.stock_objectives import pretrain_stock
 from ..training.trainer import read_log
-from .cards import CardFacts, render_card, training_facts
+from .cards import CardFacts, training_facts, write_card
 from .quiet import quiet_libraries
+from .run_facts import TASKS, facts_of_run, own_options
 
 MEASURES = {
     "eval_mlm_loss": "hidden tokens, nats a token",
@@ -87,14 +88,16 @@ def _write(
 ) -> None:
     plot_curves(read_log(folder), folder.name, ("loss", "eval_loss")).savefig(folder / "curves.png")
     held_out = ", ".join(f"`{Path(file).name}`" for file in arguments.validation_file)
+    auto_class = "AutoModelForPreTraining" if objective.models.ours else objective.models.auto
     facts = StockFacts(
         name=folder.name,
-        auto_class="AutoModelForPreTraining" if objective.models.ours else objective.models.auto,
+        auto_class=auto_class,
         summary=f"{objective.about} `{type(trainer.model).__name__}`, trained so with heirloom.",
         data=f"Trained on {', '.join(f'`{Path(file).name}`' for file in arguments.train_file)}; evaluated on "
         f"{held_out or 'a held-out part'}.",
-        results={name: f"{scores[key]:.4g}" for key, name in MEASURES.items() if key in scores},
-        training=training_facts(trainer.args, seconds),
+        training=own_options(trainer, arguments) | training_facts(trainer.args, seconds),
+        task="" if "Seq2Seq" in auto_class else TASKS.get(auto_class, ""),
+        **facts_of_run(trainer, arguments, scores, MEASURES),
         pictures=["curves.png"],
         family=trainer.model.config.model_type,
         objective=objective.name,
@@ -102,7 +105,7 @@ def _write(
         about=objective.about,
         ours=bool(objective.models.ours),
     )
-    (folder / "README.md").write_text(render_card(facts, "stock.md"), encoding="utf-8")
+    write_card(folder, facts, "stock.md")
     console = Console(highlight=False)
     for key, name in MEASURES.items():
         if key in scores:

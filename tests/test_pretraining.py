@@ -22,6 +22,7 @@ from two_processes import run_in_two_processes
 from heirloom.modeling.modeling_elmo import ElmoForPreTraining
 from heirloom.modeling.modeling_lstm_lm import LstmLMForCausalLM
 from heirloom.objectives.streams import Stream, TokenStreamCollator
+from heirloom.sharing.cards import update_card
 from heirloom.sharing.runs import run_pretraining
 from heirloom.training.arguments import PretrainArguments
 from heirloom.training.pretraining import pretrain
@@ -476,6 +477,12 @@ def test_the_folder_of_a_run_tells_what_it_is(family, text, tmp_path, capsys, mo
     }
     card = ModelCard.load(tmp_path / "run" / "README.md")
     assert card.data.tags == [family, "heirloom"]
+    assert card.data.eval_results[0].metric_type == "perplexity"
+    for told in ("| cell_size |", "| optim |", "| seed |", "heirloom ", "## Licence"):
+        assert told in card.content
+    assert str(tmp_path) not in (tmp_path / "run" / "card.json").read_text()
+    written = (tmp_path / "run" / "README.md").read_text()
+    assert update_card(tmp_path / "run") == written
     assert "held-out perplexity, whole vocabulary" in card.content
     assert "heirloom score" in capsys.readouterr().out
     example = card.content.split("```python\n")[1].split("```")[0]

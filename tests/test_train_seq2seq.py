@@ -26,6 +26,7 @@ from transformers import (
 from two_processes import run_in_two_processes
 
 from heirloom.cli.main import app
+from heirloom.sharing.cards import update_card
 from heirloom.sharing.runs import run_seq2seq
 from heirloom.training.parallel_text import PairEncoder, open_tokenizers
 from heirloom.training.seq2seq import train_seq2seq
@@ -139,6 +140,8 @@ def test_the_folder_of_a_run_tells_what_it_is(kind, files, tmp_path, capsys, mon
     assert {"eval_source_lm_ppl", "eval_target_lm_ppl", "eval_source_forgetting"} <= scores.keys()
     card = ModelCard.load("run/README.md")
     assert card.data.tags == ["lstm-seq2seq", "heirloom"]
+    written = Path("run/README.md").read_text()
+    assert update_card("run") == written
     assert "source LM, perplexity by that at the start" in card.content
     assert "`mono.de`" in card.content
     exec(card.content.split("```python\n")[1].split("```")[0], {})
