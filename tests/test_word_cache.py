@@ -23,7 +23,12 @@ KINDS = {
 
 def make(kind="characters", **options) -> ElmoModel:
     torch.manual_seed(0)
-    sizes = {"char_filters": [[1, 4], [3, 6]], "char_embedding_size": 4, "projection_size": 8, "cell_size": 16}
+    sizes = {
+        "char_filters": [[1, 4], [3, 6]],
+        "char_embedding_size": 4,
+        "projection_size": 8,
+        "cell_size": 16,
+    }
     return ElmoModel(ElmoConfig(**sizes, **KINDS[kind], **options)).eval()
 
 
@@ -184,7 +189,9 @@ def test_no_copy_pickle_or_checkpoint_holds_it(tmp_path):
     torch.testing.assert_close(layers(copied, inputs), expected, rtol=0, atol=1e-6)
     assert len(pickle.dumps(model.state_dict())) == size
     model.save_pretrained(tmp_path)
-    torch.testing.assert_close(layers(ElmoModel.from_pretrained(tmp_path), inputs), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        layers(ElmoModel.from_pretrained(tmp_path), inputs), expected, rtol=0, atol=1e-6
+    )
 
 
 def test_it_dies_with_its_model():
