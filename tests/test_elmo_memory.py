@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from heirloom.modeling import layers_elmo
 from heirloom.modeling.configuration_elmo import ElmoConfig
@@ -59,3 +60,22 @@ def test_words_encoded_in_parts_are_the_same(options, monkeypatch):
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
     assert max(sizes) == 2
     assert len(sizes) > 3
+
+
+def test_the_precision_is_an_option_of_the_checkpoint(tmp_path):
+    torch.manual_seed(0)
+    ElmoModel(ElmoConfig(**SIZES)).save_pretrained(tmp_path)
+    exact, half = (ElmoModel.from_pretrained(tmp_path, **more).eval() for more in ({}, {"precision": "bf16"}))
+    inputs = batch()
+    with torch.no_grad():
+        layers = [
+            torch.stack(model(**inputs, output_hidden_states=True).hidden_states) for model in (exact, half)
+        ]
+        exact.config.precision = "bf16"
+        again = torch.stack(exact(**inputs, output_hidden_states=True).hidden_states)
+    assert torch.equal(layers[0][0], layers[1][0])  # words' vectors are made in float32
+    assert 1e-4 < (layers[0][1:] - layers[1][1:]).norm() / layers[0][1:].norm() < 0.02
+    assert torch.equal(again, layers[1])
+    words = r"'precision' expected one of \('fp32', 'bf16'\), got int8"
+    with pytest.raises(StrictDataclassFieldValidationError, match=words):
+        ElmoConfig(**SIZES, precision="int8")
