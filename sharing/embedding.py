@@ -72,8 +72,7 @@ def embed_file(
         raise FileExistsError(f"{target} exists. Choose another name, or delete it.")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder {target.parent} does not exist. Create it first.")
-    tokenizer, model, mix = load(checkpoint, layers)
-    model.config.precision = precision
+    tokenizer, model, mix = load(checkpoint, layers, precision)
     sentences = Sentences(_read_rows(source, text_column), tokenizer, raw)
     partial = target.with_name(target.name + ".partial")
     options = [layers, stateful_batch, model.config.to_json_string(), raw, _fingerprint(model)]
@@ -160,12 +159,13 @@ def _read_rows(source: Path, text_column: str | None) -> Sequence:
     return Lines(source)
 
 
-def load(checkpoint: str, layers: Layers = "all"):
+def load(checkpoint: str, layers: Layers = "all", precision: str = "fp32"):
     """The tokenizer, the biLM in evaluation mode and, for "mix", the learned mix of a task head.
 
     Args:
         checkpoint: folder or Hub name.
         layers: which layers will be asked for.
+        precision: of the LSTM products.
 
     Returns:
         ElmoTokenizer, ElmoModel, ScalarMix or None.
@@ -176,14 +176,14 @@ def load(checkpoint: str, layers: Layers = "all"):
     """
     config, tokenizer = open_checkpoint(checkpoint)
     if layers != "mix":
-        return tokenizer, ElmoModel.from_pretrained(checkpoint).eval(), None
+        return tokenizer, ElmoModel.from_pretrained(checkpoint, precision=precision).eval(), None
     heads = {head.__name__: head for head in (ElmoForSequenceClassification, ElmoForTokenClassification)}
     kind = next((name for name in config.architectures or [] if name in heads), None)
     if kind is None:
         raise ValueError(
             f"{checkpoint} has no learned mix: its class is {config.architectures}. Use --layers average."
         )
-    model = heads[kind].from_pretrained(checkpoint).eval()
+    model = heads[kind].from_pretrained(checkpoint, precision=precision).eval()
     return tokenizer, model.elmo, model.mix
 
 

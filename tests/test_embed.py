@@ -281,3 +281,11 @@ def test_the_example_tells_characters_from_contexts(checkpoint, capsys):
     assert cosines[0] == pytest.approx(1.0, abs=1e-6)
     assert all(cosine < 0.9999 for cosine in cosines[1:])
     assert "LSTM 2" in capsys.readouterr().out
+
+
+def test_bf16_is_near_and_no_part_of_a_run_in_float32(checkpoint, text, tmp_path):
+    exact, half = tmp_path / "exact", tmp_path / "half"
+    embed_file(str(checkpoint), text, exact, "top")
+    embed_file(str(checkpoint), text, half, "top", precision="bf16")
+    one, other = (np.concatenate(read(path, "hdf5")) for path in (exact, half))
+    assert 1e-4 < np.linalg.norm(one - other) / np.linalg.norm(one) < 0.02
