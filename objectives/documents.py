@@ -187,7 +187,7 @@ def special_id(tokenizer: PreTrainedTokenizerBase, role: str) -> int:
     found = getattr(tokenizer, f"{role}_token_id", None)
     if found is None:
         raise ValueError(
-            f"this objective needs a {role} token, but the tokenizer has none: choose a tokenizer with one, or add it "
+            f"this objective needs the token {role}, but the tokenizer has none: choose a tokenizer with one, or add it "
             f'with tokenizer.add_special_tokens({{"{role}_token": "[{role.upper()}]"}}) and resize the embeddings'
         )
     return found

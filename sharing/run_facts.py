@@ -3,6 +3,8 @@
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import Trainer
 
 from .citations import citations_of
@@ -79,8 +81,12 @@ def _listed(arguments, name: str) -> list[str]:
 
 
 def _local(name: str) -> bool:
-    """A file, folder or pattern of this machine, and no name on the Hub."""
-    return Path(name).exists() or name.startswith((".", "/", "~")) or "*" in name
+    """A file, folder, pattern or config, and no name on the Hub."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return True
+    return Path(name).exists()
 
 
 __all__ = ["TASKS", "facts_of_run", "own_options"]

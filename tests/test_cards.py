@@ -374,3 +374,19 @@ def test_the_example_of_a_card_runs(name, tmp_path, monkeypatch):
     names = {}
     exec(block, names)
     assert [layer.shape for layer in names["layers"]] == 3 * [torch.Size([1, len(names["words"]), 8])]
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("google-bert/bert-base-uncased", "google-bert/bert-base-uncased"),
+        ('{"model_type": "bert"}', ""),
+        ("/a/b", ""),
+    ],
+)
+def test_only_a_name_on_the_hub_is_a_base_model(model, told):
+    trainer = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(model_type="bert")))
+    arguments = SimpleNamespace(model=model, train_file=["corpus.txt", "user/texts"], from_scratch=False)
+    facts = facts_of_run(trainer, arguments, {}, {})
+    assert facts["base_model"] == told
+    assert facts["datasets"] == ["user/texts"]

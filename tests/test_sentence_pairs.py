@@ -358,5 +358,5 @@ def test_errors_of_documents_and_orders():
     with pytest.raises(ValueError, match="m is 7; expected 1 to 6"):
         SentenceReorderingDataset(CORPUS, TOKENIZER, m=7)
     bare = PreTrainedTokenizerFast(tokenizer_object=WORDS, pad_token="[PAD]")
-    with pytest.raises(ValueError, match="needs a cls token, but the tokenizer has none"):
+    with pytest.raises(ValueError, match="needs the token cls, but the tokenizer has none"):
         SentencePairDataset(CORPUS, bare)
