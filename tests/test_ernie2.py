@@ -246,7 +246,7 @@ def test_bad_rows(rows):
         ValueError, match="masked_lm task 'words' reads rows of ids. Use TokenizedTaskCollator"
     ):
         MultiTaskCollator(WORDS, MLM)([{"task": "words", "text": "w1"}])
-    with pytest.raises(ValueError, match="needs a pad token"):
+    with pytest.raises(ValueError, match="needs the token pad"):
         TokenizedTaskCollator(tokenizer(9, ("[MASK]",), mask_token="[MASK]"), TASKS)
     for bad in ([[[1, 2]]], ["w1 w2", "w3"], []):
         with pytest.raises(ValueError, match="capitals need documents as lists of sentences that are texts"):
