@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from heirloom.modeling.packed_linear import linear, why_not_packed
+from heirloom.modeling.packed_linear import multiplier, why_not_packed
 
 STAT = Path("/proc/stat")
 ENOUGH = 3  # quiet samples
@@ -101,7 +101,8 @@ def product_peak(dtype: torch.dtype, threads: int) -> float:
     rows, inputs, outputs = PRODUCT
     x, weight = torch.rand(rows, inputs).to(dtype), torch.nn.Parameter(torch.rand(outputs, inputs))
     packed = not why_not_packed()
-    return 2 * rows * inputs * outputs / fastest(lambda: linear(x, weight, packed=packed), threads)
+    multiply = multiplier(weight, packed, half=dtype == torch.bfloat16)
+    return 2 * rows * inputs * outputs / fastest(lambda: multiply(x), threads)
 
 
 def read_bandwidth(size: int, threads: int) -> float:

@@ -17,7 +17,7 @@ from .lstmp_autograd import LstmpFunction
 from .lstmp_cuda import run_pieces
 from .lstmp_native import run_steps
 from .lstmp_paths import choose_path, packs
-from .packed_linear import linear
+from .packed_linear import multiplier
 
 
 def lstmp(
@@ -105,7 +105,7 @@ def _native(
     """Outputs and last c by the C kernel, after one product for all inputs."""
     if half:
         inputs = inputs.bfloat16()
-    gates = linear(inputs, weight_ih, bias, packed=packs(weight_ih, "native"))
+    gates = multiplier(weight_ih, packs(weight_ih, "native"), half)(inputs, bias.to(inputs.dtype))
     if index is not None:
         gates = gates.index_select(0, index)
     return run_steps(gates, batch_sizes, weight_hh, weight_proj, (h, c), cell_clip, proj_clip)

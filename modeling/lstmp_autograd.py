@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .lstmp_native import cells_back, cells_forward
 from .lstmp_paths import packs
-from .packed_linear import linear, linear_transposed, outer_sum, turned
+from .packed_linear import multiplier, multiplier_back, outer_sum, turned
 
 WORTH_PACKING = 300  # rows from which one product with a packed weight wins back the packing, measured
 
@@ -38,13 +38,13 @@ class LstmpFunction(torch.autograd.Function):
         """Outputs (N, P), and each row's last h (R, P) and c (R, D)."""
         cells, projected = c0.shape[1], weight_proj is not None
 
-        def multiply(x, weight, bias=None, worth=True):
-            x = x.bfloat16() if half else x
-            return linear(x, weight, bias, worth and packs(weight, path)).to(weight.dtype)
-
         # In training weights change at every step, so that the packed ones serve this batch alone.
         worth = not any(ctx.needs_input_grad) or len(inputs) >= WORTH_PACKING
-        gates = multiply(inputs, weight_ih, bias, worth)  # (U or N, 4 D)
+        first = multiplier(weight_ih, worth and packs(weight_ih, path), half)
+        recurrent = multiplier(weight_hh, packs(weight_hh, path), half)
+        project = multiplier(weight_proj, packs(weight_proj, path), half) if projected else None
+        rounded = torch.bfloat16 if half else weight_hh.dtype
+        gates = first(inputs.to(rounded), bias.to(rounded)).to(weight_hh.dtype)  # (U or N, 4 D)
         if index is not None:
             gates = gates.index_select(0, index)
         states = torch.empty_like(gates[:, :cells])  # (N, D)
@@ -54,12 +54,12 @@ class LstmpFunction(torch.autograd.Function):
         forward_step = cells_forward if path == "native" else _cells_forward
         for n in batch_sizes:
             step = slice(start, start + n)
-            gate = gates[step].add_(multiply(h[:n], weight_hh))  # (n, 4 D)
+            gate = gates[step].add_(recurrent(h[:n].to(rounded)))  # (n, 4 D)
             m = forward_step(gate, c[:n], states[step], cell_clip)
             c = states[step]
             h = outputs[step]
             if projected:
-                h.copy_(multiply(m, weight_proj))
+                h.copy_(project(m.to(rounded)))
                 if proj_clip is not None:
                     h.clamp_(-proj_clip, proj_clip)
             else:
@@ -93,6 +93,8 @@ class LstmpFunction(torch.autograd.Function):
         else:
             c_before = torch.cat([c0, states]).index_select(0, previous)  # (N, D)
             back, m = _cells_back(gates, states, c_before, d_gates, cell_clip)
+        recurrent_back = multiplier_back(weight_hh, packs(weight_hh, path))
+        project_back = multiplier_back(weight_proj, packs(weight_proj, path)) if projected else None
         d_h, d_c = d_h_last.clone(), d_c_last.clone(memory_format=torch.contiguous_format)
         stop = len(gates)
         for number, n in reversed(list(enumerate(batch_sizes))):
@@ -100,11 +102,11 @@ class LstmpFunction(torch.autograd.Function):
             raw = d_raw[step].add_(d_h[:n])
             if unclipped is not None:
                 raw.mul_(unclipped[step])
-            dm = linear_transposed(raw, weight_proj, packs(weight_proj, path)) if projected else raw
+            dm = project_back(raw) if projected else raw
             stop -= n
             before = states[stop - batch_sizes[number - 1] :][:n] if number else c0[:n]
             back(step, dm, d_c[:n], before)
-            d_h[:n] = linear_transposed(d_gates[step], weight_hh, packs(weight_hh, path))
+            d_h[:n] = recurrent_back(d_gates[step])
         h_before = torch.cat([h0, outputs]).index_select(0, previous)  # (N, P)
         needs, packed = ctx.needs_input_grad, packs(weight_hh, path)
         d_turned = turned(d_gates, packed)  # (4 D, N)
@@ -117,7 +119,7 @@ class LstmpFunction(torch.autograd.Function):
         if projected and needs[6]:
             d_weight_proj = outer_sum(turned(m, packed), d_raw, packed).t().contiguous()
         return (
-            linear_transposed(of_inputs, weight_ih, worth) if needs[0] else None,
+            multiplier_back(weight_ih, worth)(of_inputs) if needs[0] else None,
             d_h if needs[1] else None,
             d_c if needs[2] else None,
             outer_sum(of_inputs_turned, inputs, packed) if needs[3] else None,

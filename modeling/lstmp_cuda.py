@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .packed_linear import linear
+from .packed_linear import multiplier
 from .weight_cache import WeightCache
 
 STEPS = 8, 16, 24, 32, 48, 64  # of a piece
@@ -214,7 +214,8 @@ def run_pieces(
     Returns:
         Outputs (N, P) and each row's last c (R, D).
     """
-    gates = linear(inputs.bfloat16() if half else inputs, weight_ih, bias)  # (U or N, 4 D)
+    rounded = torch.bfloat16 if half else inputs.dtype
+    gates = multiplier(weight_ih, half=half)(inputs.to(rounded), bias.to(rounded))  # (U or N, 4 D)
     if index is None:
         index = torch.arange(len(inputs), device=inputs.device)
     outputs, c, start, step = [], c.clone(), 0, 0

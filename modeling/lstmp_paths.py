@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from .lstmp_cuda import why_not_cuda
 from .lstmp_native import fits, library, machine_level
-from .packed_linear import linear, why_not_packed
+from .packed_linear import multiplier, why_not_packed
 
 logger = logging.get_logger(__name__)
 
@@ -105,7 +105,7 @@ def dense(layer: nn.Linear, inputs: Tensor) -> Tensor:
     wanted = torch.is_grad_enabled() or torch.is_autocast_enabled(inputs.device.type)
     if wanted or inputs.dtype != weight.dtype or not packs(weight, choose_path(weight)):
         return layer(inputs)
-    return linear(inputs, weight, layer.bias, packed=True)
+    return multiplier(weight, packed=True)(inputs, layer.bias)
 
 
 def describe_paths() -> str:

@@ -5,6 +5,7 @@ The operators are those that Inductor calls and have no public name, so they are
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -43,32 +44,31 @@ def why_not_packed() -> str:
     return ""
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: bool = False) -> Tensor:
-    """x W^T + b without gradients.
+def multiplier(weight: Tensor, packed: bool = False, half: bool = False) -> Callable[..., Tensor]:
+    """A function of x (n, I) and a bias (O,) of the same dtype, or none: x W^T + b (n, O), without gradients.
 
     Args:
-        x: (n, I), float32 or bfloat16; products of bfloat16 round the weight too.
-        weight: (O, I), a parameter that stays: what is made of it is kept.
-        bias: (O,).
+        weight: (O, I), float32, a parameter that stays: what is made of it is kept.
         packed: use oneDNN's order.
-
-    Returns:
-        (n, O) of x's dtype.
+        half: of x in bfloat16; the weight is rounded too.
     """
-    half = x.dtype == torch.bfloat16 and weight.dtype != torch.bfloat16
-    if half and bias is not None:
-        bias = bias.bfloat16()
-    if not packed or not len(x):
-        return F.linear(x, _halves(weight) if half else weight, bias)
-    kept = (_packed_halves if half else _packed)(weight)
+    if packed:
+        kept = (_packed_halves if half else _packed)(weight)
+        return lambda x, bias=None: _multiply(x, kept, bias)
+    kept = _halves(weight) if half else weight
+    return lambda x, bias=None: F.linear(x, kept, bias)
+
+
+def multiplier_back(weight: Tensor, packed: bool = False) -> Callable[[Tensor], Tensor]:
+    """A function of x (n, O) float32: x W (n, I), without gradients; arguments as in `multiplier`."""
+    if not packed:
+        return lambda x: x.mm(weight)
+    kept = _transposed(weight)
+    return lambda x: _multiply(x, kept, None)
+
+
+def _multiply(x: Tensor, kept: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, kept, bias, "none", [], "")
-
-
-def linear_transposed(x: Tensor, weight: Tensor, packed: bool = False) -> Tensor:
-    """x W without gradients: (n, O) float32 times (O, I)."""
-    if not packed or not len(x):
-        return x.mm(weight)
-    return torch.ops.mkldnn._linear_pointwise(x, _transposed(weight), None, "none", [], "")
 
 
 def turned(x: Tensor, packed: bool = False) -> Tensor:
@@ -83,4 +83,4 @@ def outer_sum(wide: Tensor, narrow: Tensor, packed: bool = False) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(wide, _pack(narrow.t()), None, "none", [], "")
 
 
-__all__ = ["linear", "linear_transposed", "outer_sum", "turned", "why_not_packed"]
+__all__ = ["multiplier", "multiplier_back", "outer_sum", "turned", "why_not_packed"]

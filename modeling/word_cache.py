@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from .weight_cache import state_of
+
 
 class WordCache:
     """The latest words and their vectors, exact: a word is compared by all its ids.
@@ -97,10 +99,8 @@ def word_cache(encoder: nn.Module, capacity: int) -> WordCache:
 
 def parameter_state(encoder: nn.Module) -> tuple | None:
     """What changes whenever a parameter does, or None where that cannot be told."""
-    parameters = list(encoder.parameters())
-    if any(one.is_inference() for one in parameters):  # has no version
-        return None
-    return tuple((one._version, one.data_ptr()) for one in parameters)
+    states = tuple(state_of(one) for one in encoder.parameters())
+    return None if None in states else states
 
 
 __all__ = ["WordCache", "parameter_state", "word_cache"]

@@ -128,7 +128,7 @@ def test_another_precision():
 def test_changed_weights_are_packed_again():
     made = [one.detach() for one in tensors((64, 64))]
     for path in PATHS:
-        for change in (lambda w: w.mul_(0.5), lambda w: w.add_(0.01)):
+        for change in (lambda w: w.mul_(0.5), lambda w: w.add_(0.01), lambda w: w.data.mul_(1.1)):
             for weight in (made[2], made[4]):
                 change(weight)
                 expected = lstmp_naive(made[0], BATCH, *made[1:5])[0]

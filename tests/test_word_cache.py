@@ -91,6 +91,7 @@ def test_word_parts_of_a_word_count_too():
 
 CHANGES = {
     "in place": lambda model: model.token_encoder.projection.weight.mul_(2),
+    "through data": lambda model: model.token_encoder.projection.weight.data.mul_(2),
     "new data": lambda model: setattr(
         model.token_encoder.projection.weight, "data", model.token_encoder.projection.weight * 2
     ),
