@@ -62,6 +62,20 @@ def test_words_encoded_in_parts_are_the_same(options, monkeypatch):
     assert len(sizes) > 3
 
 
+def test_dropout_falls_on_positions_and_not_on_distinct_words(monkeypatch):
+    torch.manual_seed(0)
+    model, rows, dropout = ElmoModel(ElmoConfig(**SIZES, dropout=0.3)).train(), [], layers_elmo.F.dropout
+    inputs = ElmoTokenizer()([["the"] * 5], is_split_into_words=True, return_tensors="pt")
+
+    def counted(x, *options):
+        rows.append(len(x))
+        return dropout(x, *options)
+
+    monkeypatch.setattr(layers_elmo.F, "dropout", counted)
+    model(**inputs)
+    assert set(rows) == {7}  # five words and two marks, of three kinds
+
+
 def test_the_precision_is_an_option_of_the_checkpoint(tmp_path):
     torch.manual_seed(0)
     ElmoModel(ElmoConfig(**SIZES)).save_pretrained(tmp_path)

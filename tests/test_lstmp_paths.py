@@ -128,13 +128,34 @@ def test_another_precision():
 def test_changed_weights_are_packed_again():
     made = [one.detach() for one in tensors((64, 64))]
     for path in PATHS:
-        for change in (lambda w: w.mul_(0.5), lambda w: w.add_(0.01), lambda w: w.data.mul_(1.1)):
+        one_number = lambda w: w[1, 1].add_(1.0)  # noqa: E731  # the sample of `state_of` has it not
+        for change in (lambda w: w.mul_(0.5), one_number, lambda w: w.data.mul_(1.1)):
             for weight in (made[2], made[4]):
                 change(weight)
                 expected = lstmp_naive(made[0], BATCH, *made[1:5])[0]
                 with lstmp_path(path):
                     found = lstmp(made[0], BATCH, *made[1:5])[0]
                 torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE)
+
+
+def test_a_projection_of_more_cells_than_a_chunk():
+    made = [one.detach() * 0.3 for one in tensors((1024 + 32, 16))]
+    expected, _ = lstmp_naive(made[0], BATCH, *made[1:5], None, None, 0.05)
+    with lstmp_path("native"):
+        found, _ = lstmp(made[0], BATCH, *made[1:5], None, None, 0.05)
+    assert 0.05 < (expected.abs() == 0.05).float().mean() < 0.95
+    torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE)
+
+
+def test_bf16_rounds_to_the_nearest():
+    """One step from zeros without projection: nothing is multiplied, so that outputs are rounded numbers."""
+    gates = torch.randn(40, 4 * 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    i, _, g, o = gates.float().chunk(4, 1)
+    expected = (o.sigmoid() * (i.sigmoid() * g.tanh()).tanh()).bfloat16()
+    weight, zeros = torch.zeros(4 * 64, 64), torch.zeros(40, 64)
+    found, _ = lstmp_native.run_steps(gates, [40], weight, None, (zeros, zeros), None, None)
+    assert (found.bfloat16() == found).all()
+    assert (found == expected).float().mean() > 0.999
 
 
 def test_levels_below_the_machines_give_the_same(tmp_path):
