@@ -1,19 +1,17 @@
 """InfoWordConfig: a masked language model with a contrastive objective over n-grams beside its own (Kong et al. 2020)."""
 
-import copy
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
 
-from .field_hints import hint_at_fields
+from .configuration_language_model_wrapper import LanguageModelWrapperConfig
 
 CONTRASTS = ("infonce", "margin")
 NEGATIVES = ("in_batch", "shuffled", "replaced")
 
 
 @strict
-class InfoWordConfig(PreTrainedConfig):
+class InfoWordConfig(LanguageModelWrapperConfig):
     """A masked language model that also knows the n-gram that is missing in a row from others.
 
     Args:
@@ -32,29 +30,13 @@ class InfoWordConfig(PreTrainedConfig):
     """
 
     model_type = "infoword"
-    # Under this name `get_text_config()` finds it: resizing, weight decay and Trainer read sizes and special tokens there.
-    sub_configs: ClassVar[dict[str, type]] = {"text_config": AutoConfig}
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["mlm_loss", "contrastive_loss"]
-    _auto_class = "AutoConfig"
-
-    text_config: dict | PreTrainedConfig | None = None
 
     contrast: str = "infonce"
     negatives: str = "in_batch"
     temperature: float | int = 1.0
     mlm_loss_weight: float | int = 1.0
     contrastive_loss_weight: float | int = 1.0
-
-    tie_word_embeddings: bool = False
-
-    def __post_init__(self, **kwargs):
-        hint_at_fields(self, kwargs)
-        if isinstance(self.text_config, PreTrainedConfig):
-            self.text_config = copy.deepcopy(self.text_config)
-        else:
-            fields = dict(self.text_config or {})
-            self.text_config = AutoConfig.for_model(fields.pop("model_type", "bert"), **fields)
-        super().__post_init__(**kwargs)
 
     def validate_contrast(self):
         """Refuse unknown choices and numbers out of range."""

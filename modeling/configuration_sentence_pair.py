@@ -1,16 +1,14 @@
 """SentencePairConfig: a masked language model that also classifies pairs of texts (StructBERT, Wang et al. 2020, section 2.2)."""
 
-import copy
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
 
-from .field_hints import hint_at_fields
+from .configuration_language_model_wrapper import LanguageModelWrapperConfig
 
 
 @strict
-class SentencePairConfig(PreTrainedConfig):
+class SentencePairConfig(LanguageModelWrapperConfig):
     """A masked language model and the head that says how two texts belong together.
 
     Args:
@@ -24,26 +22,11 @@ class SentencePairConfig(PreTrainedConfig):
     """
 
     model_type = "sentence-pair"
-    # Under this name `get_text_config()` finds it: resizing, weight decay and Trainer read sizes and special tokens there.
-    sub_configs: ClassVar[dict[str, type]] = {"text_config": AutoConfig}
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["mlm_loss", "pair_loss"]
-    _auto_class = "AutoConfig"
-
-    text_config: dict | PreTrainedConfig | None = None
 
     num_pair_labels: int = 3
 
     initializer_range: float | int = 0.02
-    tie_word_embeddings: bool = False
-
-    def __post_init__(self, **kwargs):
-        hint_at_fields(self, kwargs)
-        if isinstance(self.text_config, PreTrainedConfig):
-            self.text_config = copy.deepcopy(self.text_config)
-        else:
-            fields = dict(self.text_config or {})
-            self.text_config = AutoConfig.for_model(fields.pop("model_type", "bert"), **fields)
-        super().__post_init__(**kwargs)
 
     def validate_head(self):
         """Refuse sizes out of range."""

@@ -1,16 +1,14 @@
 """SpanBertConfig: a masked language model with a span boundary objective beside its own (Joshi et al. 2020, section 3.2)."""
 
-import copy
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
 
-from .field_hints import hint_at_fields
+from .configuration_language_model_wrapper import LanguageModelWrapperConfig
 
 
 @strict
-class SpanBertConfig(PreTrainedConfig):
+class SpanBertConfig(LanguageModelWrapperConfig):
     """A masked language model and the head that tells a hidden span's tokens from the two tokens around it.
 
     Args:
@@ -29,12 +27,7 @@ class SpanBertConfig(PreTrainedConfig):
     """
 
     model_type = "spanbert"
-    # Under this name `get_text_config()` finds it: resizing, weight decay and Trainer read sizes and special tokens there.
-    sub_configs: ClassVar[dict[str, type]] = {"text_config": AutoConfig}
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["mlm_loss", "sbo_loss"]
-    _auto_class = "AutoConfig"
-
-    text_config: dict | PreTrainedConfig | None = None
 
     max_span_positions: int = 20
     span_position_size: int = 200
@@ -42,16 +35,6 @@ class SpanBertConfig(PreTrainedConfig):
 
     layer_norm_eps: float = 1e-12
     initializer_range: float | int = 0.02
-    tie_word_embeddings: bool = False
-
-    def __post_init__(self, **kwargs):
-        hint_at_fields(self, kwargs)
-        if isinstance(self.text_config, PreTrainedConfig):
-            self.text_config = copy.deepcopy(self.text_config)
-        else:
-            fields = dict(self.text_config or {})
-            self.text_config = AutoConfig.for_model(fields.pop("model_type", "bert"), **fields)
-        super().__post_init__(**kwargs)
 
     def validate_head(self):
         """Refuse sizes and weights out of range."""

@@ -12,8 +12,6 @@ verified.
 Letters: B rows, T positions, N positions of n-grams, K negatives of a row, M masked places, H features, V tokens.
 """
 
-import copy
-import inspect
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,12 +21,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .auto_map import AUTO_MAP
-from .backbones_joint_loss import build_language_model, open_language_model, position_limit
 from .checks import check_ids, check_shape
 from .configuration_infoword import InfoWordConfig
-from .gathered_head import mlm_head, mlm_logits
-from .several_losses import SeveralLosses
+from .language_model_wrapper import LanguageModelWrapper, summed_cross_entropy
 
 logger = logging.get_logger(__name__)
 
@@ -89,7 +84,7 @@ class NgramContrastiveHead(nn.Module):
         return (losses.sum(1) / (~same).sum(1).clamp(min=1)).sum()
 
 
-class InfoWordForPreTraining(SeveralLosses, PreTrainedModel):
+class InfoWordForPreTraining(LanguageModelWrapper):
     """A masked language model with a contrastive loss over n-grams.
 
     With negatives "in_batch" these are the n-grams of the other rows of the same batch, as one process holds it: not of
@@ -104,71 +99,12 @@ class InfoWordForPreTraining(SeveralLosses, PreTrainedModel):
 
     config: InfoWordConfig
     config_class = InfoWordConfig
-    base_model_prefix = "language_model"  # a checkpoint of the bare language model loads too
-    main_input_name = "input_ids"
     loss_names: ClassVar[tuple[str, ...]] = ("mlm_loss", "contrastive_loss")
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # the language model says what it can
-    _auto_class = "AutoModelForPreTraining"
 
     def __init__(self, config: InfoWordConfig, language_model: PreTrainedModel | None = None):
-        super().__init__(copy.deepcopy(config))
-        if language_model is None:
-            language_model = build_language_model(self.config.text_config, "masked")
-        self.language_model = language_model
-        # One object inside one model, so that both see a resize.
-        self.config.text_config = language_model.config
-        self.supports_gradient_checkpointing = language_model.supports_gradient_checkpointing
+        super().__init__(config, language_model)
         self.contrast = NgramContrastiveHead(config.contrast, config.negatives, config.temperature)
-        self._longest = position_limit(language_model)
         self.post_init()
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        """False: there are no values of our own to draw."""
-        return False
-
-    @classmethod
-    def from_encoder(
-        cls, name_or_path: str | PreTrainedModel, backbone_kwargs: dict | None = None, **options
-    ) -> "InfoWordForPreTraining":
-        """Put the contrastive loss on a pre-trained masked language model.
-
-        Args:
-            name_or_path: folder or name on the Hub of a masked language model, or a loaded one, which is taken over and
-                not copied.
-            backbone_kwargs: for the language model's `from_pretrained`, such as `dtype` or `attn_implementation`.
-            options: fields of `InfoWordConfig`.
-
-        Returns:
-            The model, in evaluation mode; a checkpoint without language-model head is taken with a loud warning.
-
-        Raises:
-            ValueError: a model that has no masked language-model head.
-        """
-        language_model, _ = open_language_model(name_or_path, "masked", **(backbone_kwargs or {}))
-        return cls(cls.config_class(text_config=language_model.config, **options), language_model).eval()
-
-    def save_pretrained(self, save_directory, **kwargs):
-        """As in Transformers; the checkpoint also names every Auto class that can load it."""
-        self.config.auto_map = dict(AUTO_MAP[self.config.model_type])
-        return super().save_pretrained(save_directory, **kwargs)
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        """The language model's."""
-        return self.language_model.get_output_embeddings()
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the language model's."""
-        self.language_model.set_output_embeddings(new_embeddings)
-
-    def resize_token_embeddings(
-        self,
-        new_num_tokens: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        mean_resizing: bool = True,
-    ) -> nn.Module:
-        """As in Transformers; the language model keeps its ties."""
-        return self.language_model.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
 
     def loss_weights(self) -> tuple[float, ...]:
         """`mlm_loss_weight` and `contrastive_loss_weight`."""
@@ -181,30 +117,19 @@ class InfoWordForPreTraining(SeveralLosses, PreTrainedModel):
         return torch.stack([masked, masked.new_tensor(0 if ngrams is None else len(ngrams))])
 
     def _check(self, rows: dict[str, Tensor]) -> None:
-        vocab, shape = self.config.text_config.get_text_config().vocab_size, tuple(rows["input_ids"].shape)
-        check_ids("input_ids", rows["input_ids"], (None, None), "token ids (B, T)", vocab)
-        self._check_length("rows", shape[1])
-        for name in ("attention_mask", "token_type_ids"):
-            if name in rows:
-                check_shape(name, rows[name], shape, "a number for each token, like input_ids")
+        self._check_rows(rows, rows.get("labels"))
         if "labels" in rows:
-            labels = rows["labels"]
-            meaning = "the original ids at masked places and -100 elsewhere, like input_ids"
-            check_ids("labels", labels.masked_fill(labels == -100, 0), shape, meaning, vocab)
+            vocab, shape = self._vocab_size, tuple(rows["input_ids"].shape)
             check_ids("ngram_context_ids", rows["ngram_context_ids"], shape, "ids like input_ids", vocab)
             small = (shape[0], rows["ngram_ids"].shape[-1])
-            self._check_length("n-grams", small[1])
+            self._check_length(small[1], "n-grams")
             for name in ("ngram_ids", "negative_ngram_ids"):
                 if name in rows:
                     check_ids(name, rows[name], small, "ids of one n-gram for each row", vocab)
             check_shape("ngram_mask", rows["ngram_mask"], small, "1 at tokens, like ngram_ids")
 
-    def _check_length(self, name: str, length: int) -> None:
-        if self._longest is not None and length > self._longest:
-            raise ValueError(
-                f"the language model has {self._longest} positions, found {name} of {length}. Cut rows when tokenizing "
-                f"(truncation=True, max_length={self._longest})."
-            )
+    def _check_length(self, length: int, found: str = "rows", cut: str = "rows") -> None:
+        super()._check_length(length, found, cut)  # shorter rows have shorter n-grams
 
     def _needed(self) -> tuple[str, ...]:
         given = self.config.negatives != "in_batch"
@@ -266,12 +191,11 @@ class InfoWordForPreTraining(SeveralLosses, PreTrainedModel):
             name: given[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in given
         }
         if not targets:
-            every = torch.ones_like(input_ids, dtype=torch.bool)
-            return InfoWordOutput(logits=self._logits(rows, every).view(*input_ids.shape, -1))
+            _, logits = self._read(rows, torch.ones_like(input_ids, dtype=torch.bool))
+            return InfoWordOutput(logits=logits.view(*input_ids.shape, -1))
         masked = labels != -100
-        logits = self._logits(rows, masked)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        mlm = F.cross_entropy(logits, labels[masked], reduction="sum")
+        _, logits = self._read(rows, masked)
+        mlm = summed_cross_entropy(logits, labels[masked])
         contexts = self._first_states(rows | {"input_ids": ngram_context_ids})
         totals = [mlm, self._contrast(contexts, ngram_ids, ngram_mask, negative_ngram_ids)]
         counts = self.count_items({"labels": labels, "ngram_ids": ngram_ids})
@@ -293,23 +217,10 @@ class InfoWordForPreTraining(SeveralLosses, PreTrainedModel):
         same = (ids == negatives.masked_fill(mask == 0, -1)).all(1, keepdim=True)
         return self.contrast(contexts, ngrams, others.unsqueeze(1), same)
 
-    def _logits(self, rows: dict[str, Tensor], places: Tensor) -> Tensor:
-        """Logits (M, V) at some places; where the head is known, no others are made."""
-        if mlm_head(self.language_model) is None:
-            return self.language_model(**self._accepted(rows), return_dict=True).logits[places]
-        return mlm_logits(self.language_model, self._states(rows)[places])
-
     def _first_states(self, rows: dict[str, Tensor]) -> Tensor:
         """(B, H)."""
-        return self._states(rows)[:, 0]
-
-    def _states(self, rows: dict[str, Tensor]) -> Tensor:
-        """The top layer (B, T, H)."""
-        return self.language_model.base_model(**self._accepted(rows), return_dict=True).last_hidden_state
-
-    def _accepted(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        known = inspect.signature(self.language_model.forward).parameters
-        return {name: tensor for name, tensor in rows.items() if name in known}
+        encoder = self.language_model.base_model
+        return encoder(**self._inputs(rows), return_dict=True).last_hidden_state[:, 0]
 
 
 __all__ = ["InfoWordForPreTraining", "InfoWordOutput", "NgramContrastiveHead"]

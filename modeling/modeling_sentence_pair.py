@@ -10,23 +10,17 @@ stock checkpoint again, without the head.
 Letters: B rows, T positions, M masked places, H features, V tokens, K classes.
 """
 
-import copy
-import inspect
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .auto_map import AUTO_MAP
-from .backbones_joint_loss import build_language_model, open_language_model, position_limit
-from .checks import check_ids, check_shape
+from .checks import check_ids
 from .configuration_sentence_pair import SentencePairConfig
-from .gathered_head import mlm_head, mlm_logits
-from .several_losses import SeveralLosses
+from .language_model_wrapper import LanguageModelWrapper, summed_cross_entropy
 
 
 @dataclass
@@ -66,7 +60,7 @@ class SentencePairHead(nn.Module):
         return self.classifier(torch.tanh(self.pooler(first)))
 
 
-class SentencePairForPreTraining(SeveralLosses, PreTrainedModel):
+class SentencePairForPreTraining(LanguageModelWrapper):
     """A masked language model with a head for pairs of texts beside its own.
 
     `from_encoder(name)` puts a new head on a pre-trained language model.
@@ -74,82 +68,26 @@ class SentencePairForPreTraining(SeveralLosses, PreTrainedModel):
 
     config: SentencePairConfig
     config_class = SentencePairConfig
-    base_model_prefix = "language_model"  # a checkpoint of the bare language model loads too
-    main_input_name = "input_ids"
     loss_names: ClassVar[tuple[str, ...]] = ("mlm_loss", "pair_loss")
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # the language model says what it can
-    _auto_class = "AutoModelForPreTraining"
 
     def __init__(self, config: SentencePairConfig, language_model: PreTrainedModel | None = None):
-        super().__init__(copy.deepcopy(config))
-        if language_model is None:
-            language_model = build_language_model(self.config.text_config, "masked")
-        self.language_model = language_model
-        # One object inside one model, so that both see a resize.
-        self.config.text_config = language_model.config
-        self.supports_gradient_checkpointing = language_model.supports_gradient_checkpointing
-        sizes = language_model.config.get_text_config()
+        super().__init__(config, language_model)
+        sizes = self.config.text_config.get_text_config()
         self.pair_head = SentencePairHead(sizes.hidden_size, config.num_pair_labels)
-        self._longest = position_limit(language_model)
-        self._accepted = set(inspect.signature(language_model.forward).parameters)
         self._types = getattr(sizes, "type_vocab_size", None)
         if self._types is not None and self._types < 2:  # RoBERTa embeds one type
             self._accepted.discard("token_type_ids")
         self.post_init()
 
     @classmethod
-    def is_custom_code(cls) -> bool:
-        """False: all new values go through `transformers.initialization`."""
-        return False
-
-    @classmethod
     def from_encoder(
         cls, name_or_path: str | PreTrainedModel, backbone_kwargs: dict | None = None, **options
     ) -> "SentencePairForPreTraining":
-        """Put a new head for pairs on a pre-trained masked language model.
-
-        A checkpoint that has BERT's pooler lends it to the head; the classes are always new.
-
-        Args:
-            name_or_path: folder or name on the Hub of a masked language model, or a loaded one, which is taken over and
-                not copied, and which has no pooler.
-            backbone_kwargs: for the language model's `from_pretrained`, such as `dtype` or `attn_implementation`.
-            options: fields of `SentencePairConfig`.
-
-        Returns:
-            The model, in evaluation mode; a checkpoint without language-model head is taken with a loud warning.
-
-        Raises:
-            ValueError: a model that has no masked language-model head.
-        """
-        language_model, _ = open_language_model(name_or_path, "masked", **(backbone_kwargs or {}))
-        model = cls(cls.config_class(text_config=language_model.config, **options), language_model)
+        """As in `LanguageModelWrapper`; a checkpoint that has BERT's pooler lends it to the head, a loaded model has none."""
+        model = super().from_encoder(name_or_path, backbone_kwargs, **options)
         if not isinstance(name_or_path, PreTrainedModel):
             _copy_pooler(name_or_path, model.pair_head.pooler, backbone_kwargs or {})
-        model.pair_head.to(device=language_model.device, dtype=language_model.dtype)
-        return model.eval()
-
-    def save_pretrained(self, save_directory, **kwargs):
-        """As in Transformers; the checkpoint also names every Auto class that can load it."""
-        self.config.auto_map = dict(AUTO_MAP[self.config.model_type])
-        return super().save_pretrained(save_directory, **kwargs)
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        """The language model's."""
-        return self.language_model.get_output_embeddings()
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the language model's."""
-        self.language_model.set_output_embeddings(new_embeddings)
-
-    def resize_token_embeddings(
-        self,
-        new_num_tokens: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        mean_resizing: bool = True,
-    ) -> nn.Module:
-        """As in Transformers; the language model keeps its ties."""
-        return self.language_model.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        return model
 
     def loss_weights(self) -> tuple[float, ...]:
         """1 and 1."""
@@ -172,24 +110,13 @@ class SentencePairForPreTraining(SeveralLosses, PreTrainedModel):
         return torch.stack([masked, labelled.to(masked.device)])
 
     def _check(self, rows: dict[str, Tensor], labels: Tensor | None, pairs: Tensor | None) -> None:
-        vocab, shape = self.config.text_config.get_text_config().vocab_size, rows["input_ids"].shape
-        check_ids("input_ids", rows["input_ids"], (None, None), "token ids (B, T)", vocab)
-        if self._longest is not None and shape[1] > self._longest:
-            raise ValueError(
-                f"the language model has {self._longest} positions, found rows of {shape[1]}. Cut them when tokenizing "
-                f"(truncation=True, max_length={self._longest})."
-            )
-        for name in ("attention_mask", "token_type_ids"):
-            if name in rows:
-                check_shape(name, rows[name], tuple(shape), "a number for each token, like input_ids")
-        if self._types is not None and {"token_type_ids"} <= rows.keys() & self._accepted:
-            check_ids("token_type_ids", rows["token_type_ids"], tuple(shape), "0 or 1", self._types)
-        if labels is not None:
-            meaning = "the original ids at masked places and -100 elsewhere, like input_ids"
-            check_ids("labels", labels.masked_fill(labels == -100, 0), tuple(shape), meaning, vocab)
+        self._check_rows(rows, labels)
+        shape = tuple(rows["input_ids"].shape)
+        if self._types is not None and "token_type_ids" in self._inputs(rows):
+            check_ids("token_type_ids", rows["token_type_ids"], shape, "0 or 1", self._types)
         if pairs is not None:
             known, classes = pairs.masked_fill(pairs == -100, 0), self.config.num_pair_labels
-            check_ids("next_sentence_label", known, (shape[0],), "the class of each pair, or -100", classes)
+            check_ids("next_sentence_label", known, shape[:1], "the class of each pair, or -100", classes)
 
     @can_return_tuple
     def forward(
@@ -231,7 +158,6 @@ class SentencePairForPreTraining(SeveralLosses, PreTrainedModel):
                 "collator that hides tokens."
             )
         self._check(rows, labels, next_sentence_label)
-        rows = {name: tensor for name, tensor in rows.items() if name in self._accepted}
         if labels is None:
             hidden, logits = self._read(rows, torch.ones_like(input_ids, dtype=torch.bool))
             pair_logits = self.pair_head(_first(hidden, attention_mask))
@@ -239,20 +165,14 @@ class SentencePairForPreTraining(SeveralLosses, PreTrainedModel):
         masked = labels != -100
         hidden, logits = self._read(rows, masked)
         pair_logits = self.pair_head(_first(hidden, attention_mask))
-        totals = [_summed(logits, labels[masked]), _summed(pair_logits, next_sentence_label)]
+        totals = [
+            summed_cross_entropy(logits, labels[masked]),
+            summed_cross_entropy(pair_logits, next_sentence_label),
+        ]
         counts = self.count_items({"labels": labels, "next_sentence_label": next_sentence_label})
         return SentencePairOutput(
             pair_logits=pair_logits, **self.added_up(totals, counts, num_items_in_batch)
         )
-
-    def _read(self, rows: dict[str, Tensor], masked: Tensor) -> tuple[Tensor, Tensor]:
-        """The top layer (B, T, H), and logits (M, V) at some places; where the head is known, no others are made."""
-        model = self.language_model
-        if mlm_head(model) is None:
-            outputs = model(**rows, output_hidden_states=True, return_dict=True)
-            return outputs.hidden_states[-1], outputs.logits[masked]
-        hidden = model.base_model(**rows, return_dict=True).last_hidden_state
-        return hidden, mlm_logits(model, hidden[masked])
 
 
 def _first(hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -260,12 +180,6 @@ def _first(hidden: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return hidden[:, 0]
     return hidden[torch.arange(len(hidden), device=hidden.device), mask.int().argmax(1)]
-
-
-def _summed(logits: Tensor, labels: Tensor) -> Tensor:
-    """Summed cross-entropy in float32 at least, without what is labelled -100; 0 of nothing."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, labels, reduction="sum")
 
 
 @torch.no_grad()

@@ -10,8 +10,6 @@ stock checkpoint again.
 Letters: B rows, T positions, M masked places, P targets of spans, H features, E embedding, V tokens.
 """
 
-import copy
-import inspect
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,12 +20,9 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .auto_map import AUTO_MAP
-from .backbones_joint_loss import build_language_model, open_language_model, position_limit
-from .checks import check_ids, check_shape
+from .checks import check_shape
 from .configuration_spanbert import SpanBertConfig
-from .gathered_head import mlm_head, mlm_logits
-from .several_losses import SeveralLosses
+from .language_model_wrapper import LanguageModelWrapper, summed_cross_entropy
 
 FIELDS = ("row", "left", "right", "offset", "label")
 
@@ -91,7 +86,7 @@ class SpanBoundaryHead(nn.Module):
         self.bias = nn.Parameter(wider[:vocab_size].clone(), requires_grad=self.bias.requires_grad)
 
 
-class SpanBertForPreTraining(SeveralLosses, PreTrainedModel):
+class SpanBertForPreTraining(LanguageModelWrapper):
     """A masked language model with the span boundary head beside its own.
 
     `from_encoder(name)` puts a new head on a pre-trained language model.
@@ -99,73 +94,21 @@ class SpanBertForPreTraining(SeveralLosses, PreTrainedModel):
 
     config: SpanBertConfig
     config_class = SpanBertConfig
-    base_model_prefix = "language_model"  # a checkpoint of the bare language model loads too
-    main_input_name = "input_ids"
     loss_names: ClassVar[tuple[str, ...]] = ("mlm_loss", "sbo_loss")
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # the language model says what it can
-    _auto_class = "AutoModelForPreTraining"
 
     def __init__(self, config: SpanBertConfig, language_model: PreTrainedModel | None = None):
-        super().__init__(copy.deepcopy(config))
-        if language_model is None:
-            language_model = build_language_model(self.config.text_config, "masked")
-        self.language_model = language_model
-        # One object inside one model, so that both see a resize.
-        self.config.text_config = language_model.config
-        self.supports_gradient_checkpointing = language_model.supports_gradient_checkpointing
-        sizes, words = language_model.config.get_text_config(), language_model.get_input_embeddings()
+        super().__init__(config, language_model)
+        sizes, words = self.config.text_config.get_text_config(), self.language_model.get_input_embeddings()
         self.span_head = SpanBoundaryHead(
             config, sizes.hidden_size, words.embedding_dim, words.num_embeddings
         )
-        self._longest = position_limit(language_model)
         self.post_init()
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        """False: all new values go through `transformers.initialization`."""
-        return False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, SpanBoundaryHead):
             init.zeros_(module.bias)
-
-    @classmethod
-    def from_encoder(
-        cls, name_or_path: str | PreTrainedModel, backbone_kwargs: dict | None = None, **options
-    ) -> "SpanBertForPreTraining":
-        """Put a new span boundary head on a pre-trained masked language model.
-
-        Args:
-            name_or_path: folder or name on the Hub of a masked language model, or a loaded one, which is taken over and
-                not copied.
-            backbone_kwargs: for the language model's `from_pretrained`, such as `dtype` or `attn_implementation`.
-            options: fields of `SpanBertConfig`.
-
-        Returns:
-            The model, in evaluation mode; a checkpoint without language-model head is taken with a loud warning.
-
-        Raises:
-            ValueError: a model that has no masked language-model head.
-        """
-        language_model, _ = open_language_model(name_or_path, "masked", **(backbone_kwargs or {}))
-        model = cls(cls.config_class(text_config=language_model.config, **options), language_model)
-        model.span_head.to(device=language_model.device, dtype=language_model.dtype)
-        return model.eval()
-
-    def save_pretrained(self, save_directory, **kwargs):
-        """As in Transformers; the checkpoint also names every Auto class that can load it."""
-        self.config.auto_map = dict(AUTO_MAP[self.config.model_type])
-        return super().save_pretrained(save_directory, **kwargs)
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        """The language model's."""
-        return self.language_model.get_output_embeddings()
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the language model's."""
-        self.language_model.set_output_embeddings(new_embeddings)
 
     def resize_token_embeddings(
         self,
@@ -174,9 +117,7 @@ class SpanBertForPreTraining(SeveralLosses, PreTrainedModel):
         mean_resizing: bool = True,
     ) -> nn.Module:
         """As in Transformers; the language model keeps its ties, and both heads follow."""
-        embeddings = self.language_model.resize_token_embeddings(
-            new_num_tokens, pad_to_multiple_of, mean_resizing
-        )
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         self.span_head.resize(embeddings.num_embeddings)
         return embeddings
 
@@ -199,31 +140,14 @@ class SpanBertForPreTraining(SeveralLosses, PreTrainedModel):
             kept["span_boundary_targets"] = targets[targets[:, 0] < rows]
         return kept
 
-    def _check(self, rows: dict[str, Tensor], labels: Tensor | None, targets: Tensor | None) -> None:
-        vocab, shape = self.config.text_config.get_text_config().vocab_size, rows["input_ids"].shape
-        check_ids("input_ids", rows["input_ids"], (None, None), "token ids (B, T)", vocab)
-        if self._longest is not None and shape[1] > self._longest:
-            raise ValueError(
-                f"the language model has {self._longest} positions, found rows of {shape[1]}. Cut them when tokenizing "
-                f"(truncation=True, max_length={self._longest})."
-            )
-        for name in ("attention_mask", "token_type_ids"):
-            if name in rows:
-                check_shape(name, rows[name], tuple(shape), "a number for each token, like input_ids")
-        if labels is not None:
-            meaning = "the original ids at masked places and -100 elsewhere, like input_ids"
-            check_ids("labels", labels.masked_fill(labels == -100, 0), tuple(shape), meaning, vocab)
-        if targets is not None:
-            self._check_targets(targets, rows, vocab)
-
-    def _check_targets(self, targets: Tensor, rows: dict[str, Tensor], vocab: int) -> None:
+    def _check_targets(self, targets: Tensor, rows: dict[str, Tensor]) -> None:
         check_shape(
             "span_boundary_targets", targets, (None, len(FIELDS)), f"one target a line: {', '.join(FIELDS)}"
         )
         if targets.is_floating_point():
             raise ValueError(f"span_boundary_targets must be integers (torch.long), found {targets.dtype}.")
         number, width = rows["input_ids"].shape
-        limits = (number, width, width, self.config.max_span_positions, vocab)
+        limits = (number, width, width, self.config.max_span_positions, self._vocab_size)
         for name, column, limit in zip(FIELDS, targets.unbind(1), limits, strict=True):
             if column.numel() and not (column.min() >= 0 and column.max() < limit):
                 advice = ""
@@ -283,39 +207,25 @@ class SpanBertForPreTraining(SeveralLosses, PreTrainedModel):
                 f"the loss needs labels (B, T) and span_boundary_targets (P, {len(FIELDS)}), found no {missing}. Use a collator that "
                 "hides spans and lists their targets."
             )
-        self._check(rows, labels, span_boundary_targets)
+        self._check_rows(rows, labels)
         if labels is None:
-            every = torch.ones_like(input_ids, dtype=torch.bool)
-            _, logits = self._read(rows, every)
+            _, logits = self._read(rows, torch.ones_like(input_ids, dtype=torch.bool))
             return SpanBertOutput(logits=logits.view(*input_ids.shape, -1))
+        self._check_targets(span_boundary_targets, rows)
         masked = labels != -100
         hidden, logits = self._read(rows, masked)
-        totals = [_summed(logits, labels[masked]), self._boundary_total(hidden, span_boundary_targets)]
+        totals = [
+            summed_cross_entropy(logits, labels[masked]),
+            self._boundary_total(hidden, span_boundary_targets),
+        ]
         counts = self.count_items({"labels": labels, "span_boundary_targets": span_boundary_targets})
         return SpanBertOutput(**self.added_up(totals, counts, num_items_in_batch))
-
-    def _read(self, rows: dict[str, Tensor], masked: Tensor) -> tuple[Tensor, Tensor]:
-        """The top layer (B, T, H), and logits (M, V) at some places; where the head is known, no others are made."""
-        model = self.language_model
-        accepted = inspect.signature(model.forward).parameters
-        rows = {name: tensor for name, tensor in rows.items() if name in accepted}
-        if mlm_head(model) is None:
-            outputs = model(**rows, output_hidden_states=True, return_dict=True)
-            return outputs.hidden_states[-1], outputs.logits[masked]
-        hidden = model.base_model(**rows, return_dict=True).last_hidden_state
-        return hidden, mlm_logits(model, hidden[masked])
 
     def _boundary_total(self, hidden: Tensor, targets: Tensor) -> Tensor:
         row, left, right, offset, label = targets.unbind(1)
         words = self.language_model.get_input_embeddings().weight
         logits = self.span_head(hidden[row, left], hidden[row, right], offset, words)
-        return _summed(logits, label)
-
-
-def _summed(logits: Tensor, labels: Tensor) -> Tensor:
-    """Summed cross-entropy in float32 at least; 0 of nothing."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, labels, reduction="sum")
+        return summed_cross_entropy(logits, label)
 
 
 __all__ = ["SpanBertForPreTraining", "SpanBertOutput", "SpanBoundaryHead"]

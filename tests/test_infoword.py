@@ -2,14 +2,12 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from own_code import check_own_code
 from reference import infoword_naive as naive
 from reference.joint_loss_naive import (
     MASK,
@@ -447,19 +445,4 @@ def test_wrong_ngrams_are_missed():
 @pytest.mark.slow
 def test_a_checkpoint_brings_its_own_code(tmp_path):
     """In a process that has no heirloom."""
-    model = made(dtype=torch.float32)
-    model.save_pretrained(tmp_path / "model")
-    torch.save({"batch": batch(), "loss": model(**batch()).loss.detach()}, tmp_path / "expected")
-    code = (
-        "import sys, torch\n"
-        "sys.modules['heirloom'] = None\n"
-        "from transformers import AutoModelForPreTraining\n"
-        f"model = AutoModelForPreTraining.from_pretrained({str(tmp_path / 'model')!r}, trust_remote_code=True)\n"
-        f"expected = torch.load({str(tmp_path / 'expected')!r})\n"
-        "torch.testing.assert_close(model(**expected['batch']).loss, expected['loss'])\n"
-        "assert type(model).__module__.startswith('transformers_modules')\n"
-    )
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    check_own_code(made(dtype=torch.float32), batch(), tmp_path)

@@ -1,13 +1,11 @@
 """A masked language model with a head for pairs: the twin's losses, exact steps, checkpoints, StructBERT, errors."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
+from own_code import check_own_code
 from reference.joint_loss_naive import (
     BERTS,
     MASK,
@@ -335,22 +333,7 @@ def test_resizing():
 @pytest.mark.slow
 def test_a_checkpoint_brings_its_own_code(tmp_path):
     """In a process that has no heirloom."""
-    model = made(dtype=torch.float32)
-    model.save_pretrained(tmp_path / "model")
-    torch.save({"batch": batch(), "loss": model(**batch()).loss.detach()}, tmp_path / "expected")
-    code = (
-        "import sys, torch\n"
-        "sys.modules['heirloom'] = None\n"
-        "from transformers import AutoModelForPreTraining\n"
-        f"model = AutoModelForPreTraining.from_pretrained({str(tmp_path / 'model')!r}, trust_remote_code=True)\n"
-        f"expected = torch.load({str(tmp_path / 'expected')!r})\n"
-        "torch.testing.assert_close(model(**expected['batch']).loss, expected['loss'])\n"
-        "assert type(model).__module__.startswith('transformers_modules')\n"
-    )
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    check_own_code(made(dtype=torch.float32), batch(), tmp_path)
 
 
 # Errors

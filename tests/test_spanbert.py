@@ -1,12 +1,10 @@
 """SpanBERT: the twin's losses and gradients, parts that sum to a step, stock checkpoints, errors."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from own_code import check_own_code
 from reference import spanbert_naive as naive
 from reference.joint_loss_naive import (
     BERTS,
@@ -354,19 +352,4 @@ def test_bad_batches(changes, words):
 @pytest.mark.slow
 def test_a_checkpoint_brings_its_own_code(tmp_path):
     """In a process that has no heirloom."""
-    model = made("bert", torch.float32)
-    model.save_pretrained(tmp_path / "model")
-    torch.save({"batch": batch(), "loss": model(**batch()).loss.detach()}, tmp_path / "expected")
-    code = (
-        "import sys, torch\n"
-        "sys.modules['heirloom'] = None\n"
-        "from transformers import AutoModelForPreTraining\n"
-        f"model = AutoModelForPreTraining.from_pretrained({str(tmp_path / 'model')!r}, trust_remote_code=True)\n"
-        f"expected = torch.load({str(tmp_path / 'expected')!r})\n"
-        "torch.testing.assert_close(model(**expected['batch']).loss, expected['loss'])\n"
-        "assert type(model).__module__.startswith('transformers_modules')\n"
-    )
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    check_own_code(made("bert", torch.float32), batch(), tmp_path)
