@@ -122,7 +122,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         self.waiting = []
 
     def find_spec(self, fullname, path=None, target=None):
-        ours = fullname.startswith((f"{__name__}.modeling.", f"{__name__}.tokenization."))
+        ours = fullname.startswith(f"{__name__}.")
         if not ours and fullname not in _REGISTER:
             return None
         sys.meta_path.remove(self)

@@ -209,6 +209,32 @@ def openai_gpt(
     )
 
 
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder, or name on the Hub.")],
+    out: OUT,
+    formats: Annotated[
+        str, typer.Option("--format", metavar="F,F", help="torch (torch.export), onnx.")
+    ] = "torch,onnx",
+) -> None:
+    """Write an ELMo, or one step of an LSTM LM, as graphs that run without heirloom, and compare with the model.
+
+    OUT holds model.safetensors and, reading their weights there, model.pt2 and model.onnx.
+
+    Example: heirloom convert export runs/bilm bilm-onnx --format onnx
+    """
+    from ..conversion.export import export_checkpoint
+    from ..conversion.saving import refuse_existing
+
+    refuse_existing(out)
+    _hide_progress_bars()
+    rows = export_checkpoint(checkpoint, out, [part.strip() for part in formats.split(",") if part.strip()])
+    for row in rows:
+        shape = " x ".join(map(str, row.shape))
+        print(f"{row.file:<11} {row.output:<14} {shape:<16} max abs difference {row.difference:.2g}")
+    print(f"\nwritten: {', '.join(str(path) for path in sorted(out.iterdir()))}")
+
+
 def _save(conversion, out: Path, example: bool = True) -> None:
     from ..conversion.saving import save_checkpoint
 

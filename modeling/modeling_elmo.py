@@ -65,6 +65,26 @@ class ElmoPreTrainedModel(PreTrainedModel):
         encoder = self.base_model.token_encoder
         setattr(encoder, "char_embeddings" if encoder.word_embeddings is None else "word_embeddings", value)
 
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Module:
+        """As in Transformers, for models with a table of words.
+
+        Raises:
+            ValueError: the model reads characters alone, or its softmax is adaptive.
+        """
+        config, same = self.config, new_num_tokens is None and pad_to_multiple_of is None
+        if not same and (not config.word_embedding_size or config.softmax == "adaptive"):
+            found = "an adaptive softmax" if config.word_embedding_size else "characters alone"
+            raise ValueError(
+                f"only a table of words can be resized, with a softmax that has a row for each; found {found}. A model "
+                "that reads characters knows every word already; for another softmax make a new model."
+            )
+        return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+
 
 class ElmoModel(ElmoPreTrainedModel):
     """The biLM: context-free vectors from characters, then two stacks of LSTMs."""
@@ -203,6 +223,10 @@ class ElmoForPreTraining(ElmoPreTrainedModel):
     def get_output_embeddings(self) -> nn.Linear | None:
         """The softmax that both directions share; None where it is adaptive, whose rows are no words."""
         return self.softmax if isinstance(self.softmax, nn.Linear) else None
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the softmax."""
+        self.softmax = new_embeddings
 
     @staticmethod
     def count_targets(batch: dict) -> Tensor:

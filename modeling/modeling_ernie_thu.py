@@ -115,7 +115,10 @@ class ErnieThuModel(ErnieThuPreTrainedModel):
             "num_hidden_layers": config.num_text_layers
         }
         self.text_encoder = AutoModel.from_config(
-            AutoConfig.for_model("bert", **fields), add_pooling_layer=False, dtype=torch.get_default_dtype()
+            AutoConfig.for_model("bert", **fields),
+            add_pooling_layer=False,
+            dtype=torch.get_default_dtype(),
+            attn_implementation=config._attn_implementation,
         )
         number = config.num_hidden_layers - config.num_text_layers
         self.layers = nn.ModuleList(

@@ -1,4 +1,5 @@
-"""`pipeline("translation")` and `pipeline("summarization")`, which Transformers 5 dropped, with the answers of version 4.
+"""`pipeline("translation")` and `pipeline("summarization")`, which Transformers 5 dropped, with the answers of version 4;
+and `pipeline("lexical-substitution")`, the words that a biLM expects in a gap.
 
 Registered when Transformers' pipelines are imported after or before heirloom; for our models and for stock ones.
 
@@ -6,12 +7,13 @@ Letters: B rows, N sequences a row, S source positions, T target positions.
 """
 
 import torch
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForPreTraining, AutoModelForSeq2SeqLM
 from transformers import pipelines as stock_pipelines
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
 from ..training.parallel_text import TokenizerPair, has_own_tokenizer
 from .lines import is_blank
+from .scoring import lexical_substitutes
 from .seq2seq_checkpoints import (
     check_seq2seq,
     decode,
@@ -23,6 +25,8 @@ from .seq2seq_checkpoints import (
     source_limit,
     until_end,
 )
+
+GAP = "___"
 
 
 class Seq2SeqTextPipeline(Pipeline):
@@ -141,11 +145,51 @@ class SummarizationPipeline(Seq2SeqTextPipeline):
     answer = "summary_text"
 
 
+class SubstitutionPipeline(Pipeline):
+    """A text with a gap `___` in, words for the gap out, with the keys of "fill-mask".
+
+    Needs an ELMo with its softmax. `top_k` (10) may be given to the pipeline or to a call.
+    """
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = True
+
+    def _sanitize_parameters(self, top_k=None):
+        return {}, {} if top_k is None else {"top_k": top_k}, {}
+
+    def preprocess(self, text: str) -> dict:
+        """Words of the text, and the place of the gap among them."""
+        parts = text.split(GAP) if isinstance(text, str) else []
+        if len(parts) != 2:
+            raise ValueError(f"a text with one gap {GAP} is expected, found {text!r:.80}.")
+        left, right = (self.tokenizer.tokenize(part) for part in parts)
+        return {"words": [*left, GAP, *right], "index": len(left)}
+
+    def _forward(self, inputs: dict, top_k: int = 10) -> dict:
+        # The model reads both sides of the place, never what stands there.
+        found = lexical_substitutes(self.model, self.tokenizer, inputs["words"], inputs["index"], top_k)
+        return inputs | {"found": found}
+
+    def postprocess(self, outputs: dict) -> list[dict]:
+        """Dictionaries with `score` (a probability), `token_str` and `sequence`, the most probable first."""
+        words, index = outputs["words"], outputs["index"]
+        return [
+            {
+                "score": score,
+                "token_str": word,
+                "sequence": " ".join([*words[:index], word, *words[index + 1 :]]),
+            }
+            for word, score in outputs["found"]
+        ]
+
+
 PIPELINES = {"translation": TranslationPipeline, "summarization": SummarizationPipeline}
 
 
 def register_pipelines() -> None:
-    """Make both tasks known to Transformers, unless someone else did."""
+    """Make these tasks known to Transformers, unless someone else did."""
     refused = getattr(
         stock_pipelines, "REMOVED_TASKS", {}
     )  # 5.23 refuses these names before it looks them up
@@ -153,6 +197,10 @@ def register_pipelines() -> None:
         refused.pop(task, None)
         if task not in PIPELINE_REGISTRY.supported_tasks:
             PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, AutoModelForSeq2SeqLM, type="text")
+    if "lexical-substitution" not in PIPELINE_REGISTRY.supported_tasks:
+        PIPELINE_REGISTRY.register_pipeline(
+            "lexical-substitution", SubstitutionPipeline, AutoModelForPreTraining, type="text"
+        )
 
 
-__all__ = ["SummarizationPipeline", "TranslationPipeline", "register_pipelines"]
+__all__ = ["SubstitutionPipeline", "SummarizationPipeline", "TranslationPipeline", "register_pipelines"]

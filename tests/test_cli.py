@@ -20,6 +20,7 @@ VERBS = [
     "convert seq2seq",
     "convert joint-to-stock",
     "convert openai-gpt",
+    "convert export",
     "embed",
     "score",
     "translate",

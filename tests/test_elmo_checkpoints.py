@@ -232,6 +232,21 @@ def test_input_and_output_embeddings():
     assert model.elmo.token_encoder.char_embeddings is table
 
 
+def test_only_a_table_of_words_is_resized():
+    model = ElmoForPreTraining(config(OPTIONS, WEIGHTS))
+    assert model.resize_token_embeddings() is model.get_input_embeddings()
+    words = "only a table of words can be resized, .*; found characters alone. A model that reads characters knows every"
+    with pytest.raises(ValueError, match=words):
+        model.resize_token_embeddings(300)
+    words = ElmoForPreTraining(ElmoConfig(**BIG, word_embedding_size=4, vocab_size=20))
+    words.resize_token_embeddings(25)
+    assert (words.config.vocab_size, words.softmax.out_features) == (25, 25)
+    assert words.get_input_embeddings().num_embeddings == 25
+    adaptive = {"vocab_size": 20, "softmax": "adaptive", "adaptive_cutoffs": [5]}
+    with pytest.raises(ValueError, match="found an adaptive softmax"):
+        ElmoForPreTraining(ElmoConfig(**BIG, word_embedding_size=4, **adaptive)).resize_token_embeddings(25)
+
+
 REMOTE = """
 import sys
 

@@ -97,7 +97,7 @@ assert "ElmoTokenizer" in str(TOKENIZER_MAPPING[heirloom.ElmoConfig])
 
 @pytest.mark.parametrize(
     "module",
-    ["modeling.modeling_joint_loss", "modeling.configuration_joint_loss", "modeling.modeling_elmo"],
+    ["modeling.modeling_joint_loss", "sharing.pipelines", "modeling.modeling_elmo"],
 )
 def test_any_of_our_files_can_be_imported_first(module):
     """Whose own imports load the Auto classes, with which it is to be registered."""
