@@ -238,13 +238,14 @@ def test_only_a_table_of_words_is_resized():
     words = "only a table of words can be resized, .*; found characters alone. A model that reads characters knows every"
     with pytest.raises(ValueError, match=words):
         model.resize_token_embeddings(300)
-    words = ElmoForPreTraining(ElmoConfig(**BIG, word_embedding_size=4, vocab_size=20))
+    sizes = BIG | {"word_embedding_size": 4, "vocab_size": 20}
+    words = ElmoForPreTraining(ElmoConfig(**sizes))
     words.resize_token_embeddings(25)
     assert (words.config.vocab_size, words.softmax.out_features) == (25, 25)
     assert words.get_input_embeddings().num_embeddings == 25
-    adaptive = {"vocab_size": 20, "softmax": "adaptive", "adaptive_cutoffs": [5]}
+    adaptive = ElmoConfig(**sizes | {"softmax": "adaptive", "adaptive_cutoffs": [5]})
     with pytest.raises(ValueError, match="found an adaptive softmax"):
-        ElmoForPreTraining(ElmoConfig(**BIG, word_embedding_size=4, **adaptive)).resize_token_embeddings(25)
+        ElmoForPreTraining(adaptive).resize_token_embeddings(25)
 
 
 REMOTE = """
