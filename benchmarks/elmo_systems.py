@@ -28,7 +28,10 @@ SYSTEMS = {  # name: way of `lstmp`, precision
     "native bf16": ("native", "bf16"),
 }
 PEER, CACHED_PEER = "peer", "peer, cached vocabulary"
-TOLERANCE, GRADIENT_TOLERANCE, CLIPPED = 2e-5, 1e-5, 1e-3
+TOLERANCE, CLIPPED = 2e-5, 1e-3
+# Now and then one cell in millions ends so near to its clip that it passes its gradient in one system and not in the other:
+# 5e-5 were seen. Without such a cell, 2e-6.
+GRADIENT_TOLERANCE = 1e-4
 CAPACITY = 20_000  # words of a warm cache
 
 
