@@ -32,8 +32,11 @@ class WordCache:
 
     def _clear(self, width: int, like: Tensor | None) -> None:
         self._slots: OrderedDict[int, int] = OrderedDict()  # the word's key -> its row
-        self._words = torch.empty(self.capacity, width, dtype=torch.int32)
-        self._vectors = None if like is None else like.new_empty(self.capacity, like.shape[1])
+        with torch.inference_mode(False):  # its tensors could not be written to outside of it
+            self._words = torch.empty(self.capacity, width, dtype=torch.int32)
+            self._vectors = None
+            if like is not None:
+                self._vectors = torch.empty(self.capacity, like.shape[1], dtype=like.dtype)
 
     def __call__(self, words: Tensor, keys: Tensor, state: tuple, encode: Callable) -> Tensor:
         """Vectors (U, P) of distinct words.

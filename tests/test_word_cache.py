@@ -147,6 +147,17 @@ def test_it_works_in_inference_mode_and_keeps_nothing_of_parameters_made_there()
     model(**inputs).last_hidden_state.sum().backward()  # vectors kept there do not reach a training
 
 
+def test_readings_with_and_without_inference_mode_share_it():
+    model, first, second = make(), batch([["a", "b"]]), batch([["b", "c"]])
+    expected = [layers(copy.deepcopy(model), inputs) for inputs in (first, second)]
+    modes = (torch.inference_mode, torch.no_grad, torch.inference_mode)
+    for mode, inputs, wanted in zip(modes, (first, second, first), (*expected, expected[0]), strict=True):
+        with mode():
+            found = torch.stack(model(**inputs, output_hidden_states=True).hidden_states)
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    assert kept(model) == 5
+
+
 def test_the_words_unseen_for_the_longest_time_make_room():
     cache, encoded = WordCache(3), []
 
