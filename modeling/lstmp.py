@@ -13,7 +13,8 @@ import itertools
 import torch
 from torch import Tensor
 
-from .lstmp_autograd import LstmpFunction
+from .input_products import InputProducts
+from .lstmp_autograd import LstmpFunction, last_positions, run_loop
 from .lstmp_cuda import run_pieces
 from .lstmp_native import run_steps
 from .lstmp_paths import choose_path, packs
@@ -89,35 +90,52 @@ def lstmp(
         training = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
         path = choose_path(weight_hh)
         half = precision == "bf16" and not training and weight_hh.dtype == torch.float32
-        fast = {"native": _native, "cuda": run_pieces}.get(path)
-        if fast is not None and not training and positions:
-            outputs, c = fast(*tensors, batch_sizes, index, cell_clip, proj_clip, half)
-            h = outputs.index_select(0, _last_positions(batch_sizes).to(outputs.device))
+        clips = cell_clip, proj_clip
+        if path == "cuda" and not training and positions:
+            outputs, c = run_pieces(*tensors, batch_sizes, index, *clips, half)
+        elif path in ("native", "packed") and not training and positions:
+            outputs, c = _by_pieces(*tensors, batch_sizes, index, *clips, path, half)
         else:
-            options = batch_sizes, index, cell_clip, proj_clip, path, half
-            outputs, h, c = LstmpFunction.apply(*tensors, *options)
+            outputs, h, c = LstmpFunction.apply(*tensors, batch_sizes, index, *clips, path, half, training)
+            return outputs, (h, c)
+        h = outputs.index_select(0, last_positions(batch_sizes).to(outputs.device))
     return outputs, (h, c)
 
 
-def _native(
-    inputs, h, c, weight_ih, weight_hh, bias, weight_proj, batch_sizes, index, cell_clip, proj_clip, half
-):
-    """Outputs and last c by the C kernel, after one product for all inputs."""
+def _by_pieces(
+    inputs: Tensor,
+    h: Tensor,
+    c: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor,
+    weight_proj: Tensor | None,
+    batch_sizes: list[int],
+    index: Tensor | None,
+    cell_clip: float | None,
+    proj_clip: float | None,
+    path: str,
+    half: bool,
+) -> tuple[Tensor, Tensor]:
+    """Outputs and last c, without gradients, some steps at a time; arguments as in `lstmp`."""
     if half:
-        inputs = inputs.bfloat16()
-    gates = multiplier(weight_ih, packs(weight_ih, "native"), half)(inputs, bias.to(inputs.dtype))
-    if index is not None:
-        gates = gates.index_select(0, index)
-    return run_steps(gates, batch_sizes, weight_hh, weight_proj, (h, c), cell_clip, proj_clip)
-
-
-def _last_positions(batch_sizes: list[int]) -> Tensor:
-    """(R,): where each row's last step stands among the packed positions."""
-    sizes = torch.tensor(batch_sizes)
-    starts = sizes.cumsum(0) - sizes
-    rows = torch.arange(batch_sizes[0])
-    steps = (sizes[:, None] > rows).sum(0)  # of each row
-    return starts[steps - 1] + rows
+        inputs, bias = inputs.bfloat16(), bias.bfloat16()
+    multiply = multiplier(weight_ih, packs(weight_ih, path), half)
+    products = InputProducts(inputs, index, lambda x: multiply(x, bias), 4 * c.shape[1] * inputs.itemsize)
+    outputs, c = [], c.clone()  # its rows that have ended stay as they are
+    for start, sizes in products.pieces(batch_sizes):
+        here, n = (start, start + sum(sizes)), sizes[0]
+        if path == "native":
+            state, clips = (h[:n], c[:n]), (cell_clip, proj_clip)
+            piece, c[:n] = run_steps(*products.blocks(*here), sizes, weight_hh, weight_proj, state, *clips)
+        else:
+            gates = products.gates(*here).to(c.dtype)
+            piece = run_loop(
+                gates, weight_hh, weight_proj, h[:n], c[:n], sizes, cell_clip, proj_clip, path, half
+            )
+        outputs.append(piece)
+        h = piece[-sizes[-1] :]
+    return torch.cat(outputs), c
 
 
 __all__ = ["lstmp"]

@@ -16,7 +16,7 @@ WORTH_PACKING = 300  # rows from which one product with a packed weight wins bac
 
 
 class LstmpFunction(torch.autograd.Function):
-    """All steps; arguments as in `lstmp`, with the way to take and whether products are of bfloat16."""
+    """All steps; arguments as in `lstmp`, with the way to take, whether products are of bfloat16, and whether to train."""
 
     @staticmethod
     def forward(
@@ -34,41 +34,26 @@ class LstmpFunction(torch.autograd.Function):
         proj_clip,
         path,
         half,
+        training,
     ):
         """Outputs (N, P), and each row's last h (R, P) and c (R, D)."""
-        cells, projected = c0.shape[1], weight_proj is not None
-
         # In training weights change at every step, so that the packed ones serve this batch alone.
-        worth = not any(ctx.needs_input_grad) or len(inputs) >= WORTH_PACKING
+        # (ctx.needs_input_grad says that parameters want gradients under no_grad too.)
+        worth = not training or len(inputs) >= WORTH_PACKING
         first = multiplier(weight_ih, worth and packs(weight_ih, path), half)
-        recurrent = multiplier(weight_hh, packs(weight_hh, path), half)
-        project = multiplier(weight_proj, packs(weight_proj, path), half) if projected else None
         rounded = torch.bfloat16 if half else weight_hh.dtype
         gates = first(inputs.to(rounded), bias.to(rounded)).to(weight_hh.dtype)  # (U or N, 4 D)
         if index is not None:
             gates = gates.index_select(0, index)
-        states = torch.empty_like(gates[:, :cells])  # (N, D)
-        outputs = inputs.new_empty(len(gates), h0.shape[1])  # (N, P)
-        h_last, c_last = h0.clone(), c0.clone()
-        h, c, start = h0, c0, 0
-        forward_step = cells_forward if path == "native" else _cells_forward
-        for n in batch_sizes:
-            step = slice(start, start + n)
-            gate = gates[step].add_(recurrent(h[:n].to(rounded)))  # (n, 4 D)
-            m = forward_step(gate, c[:n], states[step], cell_clip)
-            c = states[step]
-            h = outputs[step]
-            if projected:
-                h.copy_(project(m.to(rounded)))
-                if proj_clip is not None:
-                    h.clamp_(-proj_clip, proj_clip)
-            else:
-                h.copy_(m)
-            h_last[:n], c_last[:n] = h, c
-            start += n
-        ctx.save_for_backward(
-            inputs, h0, c0, weight_ih, weight_hh, weight_proj, gates, states, outputs, index
-        )
+        states = torch.empty_like(gates[:, : c0.shape[1]]) if training else None  # (N, D)
+        c_last = c0.clone()
+        options = batch_sizes, cell_clip, proj_clip, path, half
+        outputs = run_loop(gates, weight_hh, weight_proj, h0, c_last, *options, states)
+        h_last = outputs.index_select(0, last_positions(batch_sizes).to(outputs.device))
+        if training:
+            ctx.save_for_backward(
+                inputs, h0, c0, weight_ih, weight_hh, weight_proj, gates, states, outputs, index
+            )
         ctx.options = batch_sizes, cell_clip, proj_clip, path
         return outputs, h_last, c_last
 
@@ -126,8 +111,71 @@ class LstmpFunction(torch.autograd.Function):
             outer_sum(d_turned, h_before, packed) if needs[4] else None,
             d_gates.sum(0) if needs[5] else None,
             d_weight_proj,
-            *[None] * 6,
+            *[None] * 7,
         )
+
+
+def run_loop(
+    gates: Tensor,
+    weight_hh: Tensor,
+    weight_proj: Tensor | None,
+    h: Tensor,
+    c: Tensor,
+    batch_sizes: list[int],
+    cell_clip: float | None,
+    proj_clip: float | None,
+    path: str,
+    half: bool,
+    states: Tensor | None = None,
+) -> Tensor:
+    """All steps of a packed batch, a few operations each.
+
+    Args:
+        gates: (N, 4 D), input products with bias; they become activations.
+        weight_hh: (4 D, P).
+        weight_proj: (P, D), or None.
+        h: (R, P) before step 0.
+        c: (R, D) before step 0; becomes each row's last.
+        batch_sizes: as in `lstmp`, and so are the clips.
+        cell_clip: of c.
+        proj_clip: of h.
+        path: "native", "packed" or "loop".
+        half: whether products are of bfloat16.
+        states: (N, D), to write each position's c to, or None.
+
+    Returns:
+        Outputs (N, P).
+    """
+    recurrent = multiplier(weight_hh, packs(weight_hh, path), half)
+    project = None if weight_proj is None else multiplier(weight_proj, packs(weight_proj, path), half)
+    rounded = torch.bfloat16 if half else weight_hh.dtype
+    forward_step = cells_forward if path == "native" else _cells_forward
+    outputs, start = gates.new_empty(len(gates), h.shape[1]), 0
+    for n in batch_sizes:
+        step = slice(start, start + n)
+        gate = gates[step].add_(recurrent(h[:n].to(rounded)))  # (n, 4 D)
+        now = c[:n] if states is None else states[step]
+        m = forward_step(gate, c[:n], now, cell_clip)
+        h = outputs[step]
+        if project is None:
+            h.copy_(m)
+        else:
+            h.copy_(project(m.to(rounded)))
+            if proj_clip is not None:
+                h.clamp_(-proj_clip, proj_clip)
+        if states is not None:
+            c[:n] = now
+        start += n
+    return outputs
+
+
+def last_positions(batch_sizes: list[int]) -> Tensor:
+    """(R,): where each row's last step stands among the packed positions."""
+    sizes = torch.tensor(batch_sizes, dtype=torch.long)
+    starts = sizes.cumsum(0) - sizes
+    rows = torch.arange(batch_sizes[0] if batch_sizes else 0)
+    steps = (sizes[:, None] > rows).sum(0)  # of each row
+    return starts[steps - 1] + rows
 
 
 def _cells_forward(gate: Tensor, before: Tensor, c: Tensor, cell_clip: float | None) -> Tensor:
@@ -180,4 +228,4 @@ def _previous(batch_sizes: list[int], device: torch.device) -> Tensor:
     return (starts.repeat_interleave(sizes) + within).to(device)
 
 
-__all__ = ["LstmpFunction"]
+__all__ = ["LstmpFunction", "last_positions", "run_loop"]

@@ -43,7 +43,7 @@ typedef uint16_t halves __attribute__((vector_size(2 * WIDTH), aligned(2), may_a
 
 /* What a call works on. */
 typedef struct {
-  const void *inputs;         /* (N, 4 D): input products with bias, gates i f g o; bf16 in a bf16 run */
+  const void *const *inputs;  /* (N,) where each input product with bias (4 D) lies, gates i f g o; bf16 in a bf16 run */
   const int64_t *batch_sizes; /* (T,) rows alive at each step, never rising */
   int64_t steps, cells, size;
   const void *recurrent;      /* (4 D, P) in blocks */
@@ -160,7 +160,8 @@ INLINE void product(int rows, int bf16, const void *weights, const void *x, int6
 }
 
 /* One block of cells for `rows` rows: gates, new c and m. `h` is 0 at a first step from zeros. */
-INLINE void cells(int rows, int bf16, const Run *run, int64_t block, const void *inputs, const void *h, float *c, void *m) {
+INLINE void cells(int rows, int bf16, const Run *run, int64_t block, const void *const *inputs, const void *h, float *c,
+                  void *m) {
   const int64_t D = run->cells, P = run->size, wide = bf16 ? 2 : 4;
   const char *weights = (const char *)run->recurrent + block * P * BLOCK * wide;
   for (int lane = 0; lane < GROUP; lane += WIDTH) {
@@ -170,8 +171,8 @@ INLINE void cells(int rows, int bf16, const Run *run, int64_t block, const void 
     for (int row = 0; row < rows; row++) {
       vec gate[4];
       for (int part = 0; part < 4; part++) {
-        const int64_t at = (row * 4 + part) * D + cell;
-        gate[part] = bf16 ? load_half((const uint16_t *)inputs + at) : load((const float *)inputs + at);
+        const int64_t at = part * D + cell;
+        gate[part] = bf16 ? load_half((const uint16_t *)inputs[row] + at) : load((const float *)inputs[row] + at);
         if (h) gate[part] += sums[row][part];
       }
       vec state = load(c + row * D + cell) / sigmoid_part(gate[1]) + gated_tangent(gate[0], gate[2]);
@@ -234,14 +235,14 @@ INLINE void walk(const Run *run, const int bf16, int thread, int threads) {
   int64_t start = 0;
   for (int64_t step = 0; step < run->steps; step++) {
     const int64_t n = run->batch_sizes[step];
-    const char *inputs = (const char *)run->inputs + start * 4 * D * wide;
+    const void *const *inputs = run->inputs + start;
     char *m = run->projection ? run->m : bf16 ? (char *)(run->rounded + start * P) : (char *)(run->outputs + start * P);
     const int64_t panels = panels_of(n);
     for (int64_t block = blocks * thread / threads; block < blocks * (thread + 1) / threads; block++)
       for (int64_t panel = 0; panel < panels; panel++) {
         const int64_t row = first_row(n, panel), rows = first_row(n, panel + 1) - row;
 #define CELLS(count) \
-  cells(count, bf16, run, block, inputs + row * 4 * D * wide, h ? h + row * P * wide : 0, run->c + row * D, m + row * D * wide)
+  cells(count, bf16, run, block, inputs + row, h ? h + row * P * wide : 0, run->c + row * D, m + row * D * wide)
         EACH_ROWS(CELLS)
       }
 #pragma omp barrier

@@ -189,7 +189,8 @@ _projections = {pairs: WeightCache(functools.partial(in_blocks, pairs=pairs)) fo
 
 
 def run_steps(
-    gates: Tensor,
+    blocks: list[Tensor],
+    index: Tensor | None,
     batch_sizes: list[int],
     weight_hh: Tensor,
     weight_proj: Tensor | None,
@@ -200,7 +201,9 @@ def run_steps(
     """All steps of a packed batch in one call of the kernel, without gradients.
 
     Args:
-        gates: (N, 4 D) input products with bias, float32, or bfloat16 for bf16 products.
+        blocks: input products with bias (U, 4 D), float32, or bfloat16 for bf16 products; all blocks but the last have
+            the same number of rows.
+        index: (N,), which of the U belongs to each position; None means their order.
         batch_sizes: as in `lstmp`.
         weight_hh: (4 D, P), float32.
         weight_proj: (P, D), float32, or None.
@@ -211,18 +214,20 @@ def run_steps(
     Returns:
         Outputs (N, P) and each row's last c (R, D), float32.
     """
-    pairs = gates.dtype == torch.bfloat16
+    blocks = [block.contiguous() for block in blocks]
+    dtype, positions = blocks[0].dtype, sum(batch_sizes)
+    pairs = dtype == torch.bfloat16
     h, c = state[0].contiguous(), state[1].clone(memory_format=torch.contiguous_format)
     size, (rows, cells) = weight_hh.shape[1], c.shape
     sizes = torch.tensor(batch_sizes)
-    outputs = c.new_empty(len(gates), size)
-    m = torch.empty(rows, cells, dtype=gates.dtype)
-    rounded = torch.empty(len(gates) if pairs else 0, size, dtype=gates.dtype)
-    gates, first = gates.contiguous(), h.to(gates.dtype)
+    outputs = c.new_empty(positions, size)
+    m = torch.empty(rows, cells, dtype=dtype)
+    rounded = torch.empty(positions if pairs else 0, size, dtype=dtype)
+    first, addresses = h.to(dtype), _addresses(blocks, index, positions)
     recurrent = _gates[pairs](weight_hh)
     projection = None if weight_proj is None else _projections[pairs](weight_proj)
     run = Run(
-        gates.data_ptr(),
+        addresses.data_ptr(),
         sizes.data_ptr(),
         len(batch_sizes),
         cells,
@@ -239,6 +244,16 @@ def run_steps(
     )
     library()[0].lstmp_run(run, int(pairs), torch.get_num_threads())
     return (rounded.float() if pairs and projection is None else outputs), c
+
+
+def _addresses(blocks: list[Tensor], index: Tensor | None, positions: int) -> Tensor:
+    """(N,): where the row of each position lies in memory."""
+    rows, vectors = len(blocks[0]), sum(map(len, blocks))
+    index = torch.arange(positions) if index is None else index
+    if len(index) != positions or (positions and not 0 <= index.min() <= index.max() < vectors):
+        raise IndexError(f"run_steps: {positions} positions point outside of {vectors} input products.")
+    starts = torch.tensor([block.data_ptr() for block in blocks])
+    return starts[index // rows] + index % rows * blocks[0][0].nbytes
 
 
 def cells_forward(gate: Tensor, before: Tensor, c: Tensor, cell_clip: float | None) -> Tensor:

@@ -153,7 +153,7 @@ def test_bf16_rounds_to_the_nearest():
     i, _, g, o = gates.float().chunk(4, 1)
     expected = (o.sigmoid() * (i.sigmoid() * g.tanh()).tanh()).bfloat16()
     weight, zeros = torch.zeros(4 * 64, 64), torch.zeros(40, 64)
-    found, _ = lstmp_native.run_steps(gates, [40], weight, None, (zeros, zeros), None, None)
+    found, _ = lstmp_native.run_steps([gates], None, [40], weight, None, (zeros, zeros), None, None)
     assert (found.bfloat16() == found).all()
     assert (found == expected).float().mean() > 0.999
 
@@ -168,8 +168,8 @@ def test_levels_below_the_machines_give_the_same(tmp_path):
         library = lstmp_native._load(file)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(lstmp_native, "library", lambda library=library: (library, ""))
-            found = lstmp_native.run_steps(gates, BATCH, made[2], made[4], made[5:], 0.4, 0.15)
-            half = lstmp_native.run_steps(gates.bfloat16(), BATCH, made[2], made[4], made[5:], 0.4, 0.15)
+            found = lstmp_native.run_steps([gates], None, BATCH, made[2], made[4], made[5:], 0.4, 0.15)
+            half = lstmp_native.run_steps([gates.bfloat16()], None, BATCH, made[2], made[4], made[5:], 0.4, 0.15)
         torch.testing.assert_close(found, (expected, c), rtol=0, atol=CLOSE)
         assert (half[0] - expected).norm() < 0.02 * expected.norm()
 
