@@ -30,7 +30,7 @@ from .embedding_formats import WRITERS, FileFormat
 
 Layers = Literal["all", "top", "average", "mix"]
 
-SHARD = 1024  # sentences a shard
+SHARD = 1024, 2**14  # sentences and words of a shard; their vectors are in memory until it is written
 WORDS = 4096  # padded words a batch, at the most
 
 
@@ -75,7 +75,7 @@ def embed_file(
     tokenizer, model, mix = load(checkpoint, layers, precision)
     sentences = Sentences(_read_rows(source, text_column), tokenizer, raw)
     partial = target.with_name(target.name + ".partial")
-    options = [layers, stateful_batch, model.config.to_json_string(), raw, _fingerprint(model)]
+    options = [layers, stateful_batch, SHARD, model.config.to_json_string(), raw, _fingerprint(model)]
     key = sentences.fingerprint(json.dumps(options))
     with _named_errors(target):
         _prepare(partial, key)
@@ -202,10 +202,9 @@ def _prepare(partial: Path, key: str) -> None:
 
 def _embed_shards(partial, sentences, tokenizer, model, mix, layers, stateful_batch) -> list[Path]:
     """Make the missing shards; returns all of them in order."""
-    shards, states = [], None
+    shards, states = [], None  # a shard's name is the number of its first sentence
     with logging.tqdm(total=len(sentences), desc="Embedding", unit=" sentences") as bar:
-        for start in range(0, len(sentences), SHARD):
-            part = sentences[start : start + SHARD]
+        for start, part in _cut(sentences, stateful_batch or 1):
             shard = partial / f"{start:012d}.safetensors"
             carried = partial / f"{start:012d}.states"
             if shard.is_file() and (not stateful_batch or carried.is_file()):
@@ -227,6 +226,19 @@ def _embed_shards(partial, sentences, tokenizer, model, mix, layers, stateful_ba
                 os.replace(unfinished, shard)
             shards.append(shard)
     return shards
+
+
+def _cut(sentences: Sentences, step: int) -> Iterator[tuple[int, list]]:
+    """Where each shard begins and its sentences: whole batches of `step`, until there are enough sentences or words."""
+    start, part, words = 0, [], 0
+    for number in range(0, len(sentences), step):
+        part += sentences[number : number + step]
+        words += sum(len(sentence) for sentence in part[number - start :])
+        if len(part) >= SHARD[0] or words >= SHARD[1]:
+            yield start, part
+            start, part, words = start + len(part), [], 0
+    if part:
+        yield start, part
 
 
 def _embed_batch(words, tokenizer, model, mix, layers, states) -> tuple[list[np.ndarray], tuple]:

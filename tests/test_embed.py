@@ -124,7 +124,7 @@ def test_mix_is_the_one_a_task_head_learned(checkpoint, text, tmp_path):
 
 
 def test_an_interrupted_run_goes_on(checkpoint, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "SHARD", 2)
+    monkeypatch.setattr(embedding, "SHARD", (2, 1000))
     real, calls = embedding._embed_batch, []
 
     def interrupted(words, *rest):
@@ -146,6 +146,36 @@ def test_an_interrupted_run_goes_on(checkpoint, text, tmp_path, monkeypatch):
     assert set(load_file(tmp_path / "out")) == set(map(str, range(len(SENTENCES))))
 
 
+@pytest.mark.parametrize(
+    ("step", "limits", "starts"),
+    [
+        (1, (2, 1000), [0, 2, 4, 6]),
+        (1, (1000, 5), [0, 3, 5, 6]),  # of 1, 2, 3, 1, 4, 9, 0 words
+        (3, (2, 1000), [0, 3, 6]),
+        (3, (1000, 5), [0, 3, 6]),
+        (4, (1000, 5), [0, 4]),
+        (1, (1000, 1000), [0]),
+    ],
+)
+def test_shards_hold_few_words_and_whole_batches(step, limits, starts, monkeypatch):
+    monkeypatch.setattr(embedding, "SHARD", limits)
+    sentences = [["word"] * length for length in (1, 2, 3, 1, 4, 9, 0)]
+    found = list(embedding._cut(sentences, step))
+    assert [start for start, _ in found] == starts
+    assert [sentence for _, part in found for sentence in part] == sentences
+    assert list(embedding._cut([], step)) == []
+
+
+def test_carried_batches_are_the_same_whatever_the_shards(checkpoint, text, tmp_path, monkeypatch):
+    embed_file(str(checkpoint), text, tmp_path / "one", "top", "safetensors", stateful_batch=2)
+    monkeypatch.setattr(embedding, "SHARD", (3, 1000))
+    embed_file(str(checkpoint), text, tmp_path / "more", "top", "safetensors", stateful_batch=2)
+    one, more = load_file(tmp_path / "one"), load_file(tmp_path / "more")
+    assert one.keys() == more.keys()
+    for key, vector in one.items():
+        np.testing.assert_allclose(more[key], vector, rtol=0, atol=1e-6)
+
+
 def test_other_work_does_not_reuse_the_parts(checkpoint, text, tmp_path, monkeypatch):
     partial = tmp_path / "out.partial"
     partial.mkdir()
@@ -164,7 +194,7 @@ def test_a_folder_of_somebody_else_is_not_touched(checkpoint, text, tmp_path):
 
 
 def test_states_are_carried_in_file_order(checkpoint, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "SHARD", 2)
+    monkeypatch.setattr(embedding, "SHARD", (2, 1000))
     embed_file(str(checkpoint), text, tmp_path / "out", "top", "safetensors", stateful_batch=1)
     found = load_file(tmp_path / "out")
     model, tokenizer, states = ElmoModel.from_pretrained(checkpoint).eval(), ElmoTokenizer(), None
