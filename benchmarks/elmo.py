@@ -1,7 +1,7 @@
 """Speed of ELMo in inference and training, side by side with the step-by-step computation of AllenNLP.
 
     python benchmarks/elmo.py [--only inference training memory] [--sizes original small] [--batches 1 8 32]
-        [--threads 1 2] [--repeats 7] [--peer allennlp] [--json OUT] [--show OUT]
+        [--threads 1 2] [--repeats 7] [--peer allennlp] [--json OUT] [--show OUT ...]
 
 A cell of the tables: how many times faster than the peer (in parentheses: than the peer that knows all words), words a
 second, and the share of the floor. All numbers, with samples and ceilings, are in the JSON.
@@ -333,18 +333,21 @@ def memory_table(records: list[dict]) -> str:
 
 
 def report(found: dict) -> str:
-    """All tables."""
-    parts = []
+    """How it was measured, and all tables."""
+    parts = [
+        "`python benchmarks/elmo.py {command}`:\n\n{date}, {processor}, {instructions}, torch {torch}, seed {seed}, {repeats} "
+        "repeats, peer {peer}; load {load[0]} at the start, {load[1]} at the end".format(**found)
+    ]
     for facts in found["sizes"]:
         parts.append(
-            f"## {facts['size']}\n\n{facts['text']}; {facts['clipped']:.2%} of the cells are clipped."
+            f"### {facts['size']}\n\n{facts['text']}; {facts['clipped']:.2%} of the cells are clipped."
         )
         parts += [f"{name} was not run: {reason}." for name, reason in facts["closed"].items()]
         for group in ("inference", "training"):
             records = [record for record in found[group] if record["size"] == facts["size"]]
             for part in dict.fromkeys(record["part"] for record in records):
                 same = [record for record in records if record["part"] == part]
-                parts += [f"### {group}: {part}", speed_table(same)]
+                parts += [f"#### {group}: {part}", speed_table(same)]
             if records:
                 parts += [f"Ceilings during {group}:", ceilings_table(records)]
             if rates := [record["hit_rate"] for record in records if "hit_rate" in record]:
@@ -354,7 +357,7 @@ def report(found: dict) -> str:
             if records and group == "inference":
                 parts += ["Error of bf16:", accuracy_table(records)]
     if found["memory"]:
-        parts += ["## memory", memory_table(found["memory"])]
+        parts += ["### memory", memory_table(found["memory"])]
     return "\n\n".join(parts)
 
 
@@ -373,7 +376,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--peer", choices=["stepwise", "allennlp"], default="stepwise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the numbers there too")
-    parser.add_argument("--show", type=Path, metavar="JSON", help="print the tables of an earlier run")
+    parser.add_argument("--show", type=Path, nargs="+", metavar="JSON", help="print the tables of earlier runs")
     return parser.parse_args(arguments)
 
 
@@ -381,25 +384,23 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print tables, and write the numbers as JSON if asked."""
     options = parse(arguments)
     if options.show:
-        found = json.loads(options.show.read_text(encoding="utf-8"))
-    else:
-        load = os.getloadavg()[0]
-        facts = {
-            "date": date.today().isoformat(),
-            "processor": processor(),
-            "instructions": machine_level(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "seed": options.seed,
-            "repeats": options.repeats,
-            "peer": options.peer,
-        }
-        found = facts | run_all(options)
-        found["load"] = [round(load, 2), round(os.getloadavg()[0], 2)]
-    print(
-        "{date}, {processor}, {instructions}, torch {torch}, seed {seed}, {repeats} repeats, peer {peer}; load {load[0]} at the "
-        "start, {load[1]} at the end\n".format(**found)
-    )
+        runs = [json.loads(path.read_text(encoding="utf-8")) for path in options.show]
+        print("\n\n".join(map(report, runs)))
+        return
+    load = os.getloadavg()[0]
+    facts = {
+        "command": " ".join(sys.argv[1:] if arguments is None else arguments),
+        "date": date.today().isoformat(),
+        "processor": processor(),
+        "instructions": machine_level(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "seed": options.seed,
+        "repeats": options.repeats,
+        "peer": options.peer,
+    }
+    found = facts | run_all(options)
+    found["load"] = [round(load, 2), round(os.getloadavg()[0], 2)]
     print(report(found))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -214,3 +214,9 @@ def test_memory_is_that_of_a_process_of_its_own(tiny):
     assert sum("peak" in record for record in records) >= 2
     model = ElmoModel(ElmoConfig(**TINY))
     assert model.token_encoder.cached_words  # what the benchmark turns off stays on elsewhere
+
+
+def test_the_page_shows_the_results_that_are_kept(modules, capsys):
+    modules[0].main(["--show", *map(str, sorted(FOLDER.glob("results/elmo/*_*.json")))])
+    page = (FOLDER.parent / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert page.split("<!--tables-->\n")[1].split("<!--end of tables-->")[0] == capsys.readouterr().out
