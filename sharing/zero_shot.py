@@ -7,23 +7,36 @@ Context and candidate are tokenized as one text, since a tokenizer may join what
 score begins at the first token that is not the same for the context alone and for the context with every candidate, so all
 candidates of a context are expected behind the same tokens. Where no token goes over the border, these are the context's.
 
+These tokens are read once for all candidates where the model hands out what it remembers of them: keys and values of each
+token, or the states of our LSTM.
+
 Letters: B rows, L positions, K positions whose logits are made, N scored tokens, V words.
 """
 
+import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..modeling.backbones_joint_loss import position_limit
+from ..modeling.recurrent_cache import RecurrentLayer
 from .scoring import evaluating
 
 NORMALIZATIONS = ("mean", "sum", "pmi")
+
+# Caches that hold all that later tokens look at, as it is, so that rows may go on from copies.
+EXACT_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, RecurrentLayer)
+# Rows by which a cache is tried. The ids are the usual ones of padding, by which RoBERTa counts its positions otherwise
+# with a cache than without.
+PREFIX, NEXT = [0, 1], [[1, 1], [0, 0]]
 
 Row = tuple[tuple[int, ...], int]  # ids, and how many of them at the end are scored
 
@@ -48,6 +61,9 @@ class RankedCandidate:
 class ZeroShotScorer:
     """Ranks texts by a causal language model, stock or our LSTM's.
 
+    `reuses_context` says whether long contexts are read once for all their candidates: where the model has a cache, and
+    goes on from it as it would from the tokens, which is tried. Set it to False to read every row whole.
+
     Args:
         model: returns logits of each next token.
         tokenizer: the model's.
@@ -68,6 +84,7 @@ class ZeroShotScorer:
         config = model.config.get_text_config()
         self._places = position_limit(model) or getattr(config, "max_position_embeddings", None)
         self._check_model()
+        self.reuses_context = self._has_exact_cache()
 
     def rank(
         self,
@@ -155,37 +172,105 @@ class ZeroShotScorer:
 
     def _sums(self, rows: Sequence[Row]) -> dict[Row, float]:
         """Summed log probabilities of each row's scored tokens; equal rows are read once."""
-        order = sorted(set(rows), key=lambda row: (-len(row[0]), row))
+        behind: dict[tuple[int, ...], list[Row]] = {}
+        for row in sorted(set(rows), key=lambda row: (-len(row[0]), row)):
+            behind.setdefault(row[0][: -row[1]], []).append(row)
+        # A short context is not worth a call of its own.
+        shared = {
+            prefix: own
+            for prefix, own in behind.items()
+            if self.reuses_context and len(own) > 1 and len(prefix) > own[0][1]
+        }
+        whole = [row for prefix, own in behind.items() if prefix not in shared for row in own]
+        whole.sort(key=lambda row: -len(row[0]))
         sums = {}
         with evaluating(self.model):
-            for start in range(0, len(order), self.batch_size):
-                some = order[start : start + self.batch_size]
-                sums |= dict(zip(some, self._batch(some), strict=True))
+            for some in self._slices(whole):
+                sums |= self._batch(some)
+            for _, prefixes in groupby(sorted(shared, key=len), key=len):
+                for some in self._slices(list(prefixes)):
+                    sums |= self._behind(some, [shared[prefix] for prefix in some])
         return sums
 
-    def _batch(self, rows: Sequence[Row]) -> list[float]:
+    def _slices(self, rows: list) -> list[list]:
+        return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+
+    def _behind(self, prefixes: list[tuple[int, ...]], groups: list[list[Row]]) -> dict[Row, float]:
+        """Sums of rows behind prefixes of one length, each of which is read once."""
+        read = torch.tensor([prefix[:-1] for prefix in prefixes], device=self.model.device)
+        cache = self._remembered(read)
+        rows = [(number, row) for number, own in enumerate(groups) for row in own]
+        rows.sort(key=lambda one: -one[1][1])
+        sums = {}
+        for some in self._slices(rows):
+            own = copy.deepcopy(cache)  # a call adds its tokens to it
+            own.batch_select_indices(torch.tensor([number for number, _ in some], device=self.model.device))
+            sums |= self._batch([row for _, row in some], own, read.shape[1])
+        return sums
+
+    def _batch(self, rows: list[Row], cache: Cache | None = None, read: int = 0) -> dict[Row, float]:
+        """Sums of rows, whose first tokens a cache may already have read."""
         device = self.model.device
-        ids = pad_sequence([torch.tensor(row[:-1]) for row, _ in rows], batch_first=True)  # (B, L)
-        lengths = torch.tensor([len(row) - 1 for row, _ in rows])
+        ids = pad_sequence([torch.tensor(row[read:-1]) for row, _ in rows], batch_first=True)  # (B, L)
+        lengths = torch.tensor([len(row) - 1 - read for row, _ in rows])
         places = torch.arange(ids.shape[1])
         mask = places < lengths[:, None]
         scored = mask & (places >= (lengths - torch.tensor([count for _, count in rows]))[:, None])
         targets = torch.tensor([token for row, count in rows for token in row[-count:]])  # (N,)
         some = scored.any(0).nonzero().squeeze(1)  # (K,)
-        logits = self._logits(ids.to(device), mask.long().to(device), some.to(device))
+        logits = self._logits(ids.to(device), mask.long().to(device), some.to(device), cache, read)
         chosen = logits[scored[:, some].to(device)]  # (N, V)
         logs = chosen.to(torch.promote_types(chosen.dtype, torch.float32)).log_softmax(-1)
         each = logs.gather(1, targets.to(device)[:, None]).squeeze(1).double().cpu()
-        return (
-            torch.zeros(len(rows), dtype=torch.float64).index_add_(0, scored.nonzero()[:, 0], each).tolist()
-        )
+        sums = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, scored.nonzero()[:, 0], each)
+        return dict(zip(rows, sums.tolist(), strict=True))
 
-    def _logits(self, ids: Tensor, mask: Tensor, places: Tensor) -> Tensor:
-        """(B, K, V) of some places."""
-        options = {"use_cache": False} if "use_cache" in self._accepted else {}
+    def _logits(
+        self, ids: Tensor, mask: Tensor, places: Tensor, cache: Cache | None = None, read: int = 0
+    ) -> Tensor:
+        """(B, K, V) of some places of ids (B, L), behind tokens that a cache has read."""
+        options = {"use_cache": cache is not None} if "use_cache" in self._accepted else {}
+        if cache is not None:
+            options["past_key_values"] = cache
+            mask = torch.cat([mask.new_ones(len(mask), read), mask], 1)
         if "logits_to_keep" in self._accepted:
             return self.model(ids, attention_mask=mask, logits_to_keep=places, **options).logits
         return self.model(ids, attention_mask=mask, **options).logits[:, places]
+
+    def _remembered(self, ids: Tensor) -> Cache | None:
+        """What the model hands out behind rows (B, L) without padding."""
+        options = {"logits_to_keep": 1} if "logits_to_keep" in self._accepted else {}
+        found = self.model(ids, attention_mask=torch.ones_like(ids), use_cache=True, **options)
+        return getattr(found, "past_key_values", None)
+
+    def _has_exact_cache(self) -> bool:
+        """Whether rows may go on from copies of one that was read before."""
+        if not {"use_cache", "past_key_values"} <= self._accepted or _changes_with_length(self.model.config):
+            return False
+        if self._places is not None and self._places < len(PREFIX) + len(NEXT[0]):
+            return False
+        try:
+            with evaluating(self.model):
+                return self._goes_on()
+        except Exception:  # some take one token at a time behind a cache; all are read without
+            return False
+
+    def _goes_on(self) -> bool:
+        """Whether logits behind a cache are those behind the tokens."""
+        before, after = (torch.tensor(some, device=self.model.device) for some in ([PREFIX], NEXT))
+        mask = torch.ones_like(after)
+        mask[1, -1] = 0
+        places = torch.arange(after.shape[1], device=self.model.device)
+        cache = self._remembered(before)
+        if not all(map(_is_exact, getattr(cache, "layers", [None]))):
+            return False
+        cache.batch_select_indices(torch.zeros(len(after), dtype=torch.long, device=after.device))
+        found = self._logits(after, mask, places, cache, before.shape[1])[mask.bool()]
+        whole = torch.cat([before.expand(len(after), -1), after], 1)
+        full = torch.cat([torch.ones_like(whole[:, : before.shape[1]]), mask], 1)
+        expected = self._logits(whole, full, places + before.shape[1])[mask.bool()]
+        near = torch.finfo(found.dtype).eps ** 0.5 * expected.abs().max()
+        return bool((found - expected).abs().max() <= near)
 
     # Checks
 
@@ -216,6 +301,18 @@ class ZeroShotScorer:
             raise ValueError(
                 f"the tokenizer makes the id {max(ids)}, but the model has {words} words. Use the tokenizer of this model."
             )
+
+
+def _is_exact(layer) -> bool:
+    """Whether rows may go on from copies of a cache's layer; a window of one token keeps all tokens in Transformers."""
+    return type(layer) in EXACT_LAYERS and getattr(layer, "sliding_window", 2) > 1
+
+
+def _changes_with_length(config: PreTrainedConfig) -> bool:
+    """Whether keys of the first tokens depend on how many follow them."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]  # or one for each kind of layer
+    return any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)
 
 
 def _choices(contexts: Sequence[str], candidates: Sequence) -> list[Sequence[str]]:

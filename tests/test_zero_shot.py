@@ -1,5 +1,6 @@
 """Zero-shot ranking: the loop over single tokens, borders that tokens go over, models' positions, and clear errors."""
 
+import inspect
 import math
 
 import pytest
@@ -8,9 +9,15 @@ from reference import zero_shot_naive as naive
 from stock_lms import bert, bert_lm, fuzz, gpt2, tokenizer
 from tokenizers import Tokenizer, models
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedTokenizerFast,
+    ProphetNetConfig,
+    ProphetNetForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -31,6 +38,25 @@ def llama():
     return fuzz(LlamaForCausalLM(LlamaConfig(vocab_size=WORDS, max_position_embeddings=64, **sizes)))
 
 
+def opt():
+    sizes = {"hidden_size": 16, "word_embed_proj_dim": 8, "ffn_dim": 24, "num_hidden_layers": 2}
+    places = {"num_attention_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0}
+    return fuzz(OPTForCausalLM(OPTConfig(vocab_size=WORDS, **sizes, **places)))
+
+
+def stock(kind, **options):
+    """A small model of another kind of Transformers."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    config = AutoConfig.for_model(
+        kind, vocab_size=WORDS, **sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2, **options
+    )
+    return fuzz(AutoModelForCausalLM.from_config(config))
+
+
+def sliding(window):
+    return stock("mistral", num_key_value_heads=2, max_position_embeddings=64, sliding_window=window)
+
+
 def lstm_lm(**options):
     config = LstmLMConfig(
         vocab_size=WORDS, embedding_size=8, cell_size=12, bos_token_id=1, eos_token_id=2, **options
@@ -41,6 +67,8 @@ def lstm_lm(**options):
 MODELS = {
     "gpt2": lambda: gpt2(WORDS),
     "llama": llama,
+    "opt": opt,
+    "sliding window": lambda: sliding(4),
     "bert lm": bert_lm,
     "lstm": lambda: lstm_lm(projection_size=8),
     "lstm adaptive": lambda: lstm_lm(softmax="adaptive", adaptive_cutoffs=[10]),
@@ -58,7 +86,7 @@ def test_scores_are_the_loops(name, words):
     torch.manual_seed(3)
     model = MODELS[name]().double().train()
     modes = [module.training for module in model.modules()]
-    contexts = [*CONTEXTS, ""]
+    contexts = [*CONTEXTS, "", "w22 w23 w24 w25 w26 w3 w4"]
     for kind in ("sum", "mean", "pmi"):
         found = ZeroShotScorer(model, words, batch_size=3).rank(contexts, CANDIDATES, kind, "w19 w18")
         assert [module.training for module in model.modules()] == modes
@@ -70,6 +98,91 @@ def test_scores_are_the_loops(name, words):
             assert all(one.text == CANDIDATES[one.index] for one in ranked)
             assert [one.tokens for one in sorted(ranked, key=lambda one: one.index)] == [4, 1, 2, 2]
         model.train()
+
+
+def calls(model):
+    """Ids' shapes and lengths of masks of each call of a model, as they come."""
+    seen = []
+
+    def note(_, given, named):
+        seen.append((tuple(given[0].shape), named["attention_mask"].shape[1]))
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "lstm", "sliding window"])
+def test_a_long_context_is_read_once(name):
+    torch.manual_seed(4)
+    model = MODELS[name]()
+    scorer = ZeroShotScorer(model, SPACED, batch_size=3)
+    seen = calls(model)
+    long, other, third = (" ".join(f"w{start + number % 9}" for number in range(20)) for start in (4, 14, 20))
+    contexts = [long, other, CONTEXTS[0], long, third]
+    options = [CANDIDATES, ["w3", "w5 w6 w7"], CANDIDATES[:2], ["w9"], ["w9"]]
+    found = scorer.rank(contexts, options, "sum")
+    # Whole: a candidate that is alone, and two behind the short [BOS] w4 w5 w6.
+    assert seen[0] == ((3, 21), 21)
+    # [BOS] and the context without its last word; that word with all of a candidate but its last one.
+    assert seen[1:] == [((2, 20), 20), ((3, 4), 24), ((3, 2), 22), ((1, 1), 21)]
+    scorer.reuses_context = False
+    seen.clear()
+    again = scorer.rank(contexts, options, "sum")
+    assert {shape[1] == wide for shape, wide in seen} == {True}
+    for ours, whole in zip(found, again, strict=True):
+        assert [one.index for one in ours] == [one.index for one in whole]
+        assert scores(ours) == pytest.approx(scores(whole), abs=1e-5)
+
+
+def prophet():
+    layers = {
+        f"num_{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("layers", "attention_heads")
+    }
+    sizes = {"hidden_size": 16, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 64}
+    config = ProphetNetConfig(vocab_size=WORDS, **layers, **sizes, is_decoder=True, is_encoder_decoder=False)
+    return fuzz(ProphetNetForCausalLM(config))
+
+
+def dynamic(kind):
+    """Rotations that change with the length of a row, or do not."""
+    config = llama().config
+    config.rope_parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
+    return fuzz(LlamaForCausalLM(config))
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (llama, True),
+        (lambda: sliding(1), False),
+        (lambda: stock("openai-gpt"), False),  # has no cache
+        (prophet, False),  # takes one token at a time
+        (lambda: stock("roberta", is_decoder=True, max_position_embeddings=64), False),
+        (lambda: stock("mamba", state_size=4), False),
+        (lambda: dynamic("dynamic"), False),
+        (lambda: dynamic("linear"), True),
+        (lambda: stock("gpt2", max_position_embeddings=3), False),
+    ],
+)
+def test_caches_that_are_not_exact_are_not_used(model, expected):
+    torch.manual_seed(8)
+    model = model()
+    assert ZeroShotScorer(model, SPACED).reuses_context is expected
+
+
+def test_a_cache_that_goes_on_otherwise_is_not_used(monkeypatch):
+    """What a cache says of itself is not believed."""
+    torch.manual_seed(9)
+    model = gpt2(WORDS)
+    forward = type(model).forward
+
+    def from_place_0(self, input_ids, **named):
+        places = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+        return forward(self, input_ids, position_ids=places, **named)
+
+    from_place_0.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(type(model), "forward", from_place_0)
+    assert not ZeroShotScorer(model, SPACED).reuses_context
 
 
 @pytest.mark.parametrize("name", ["gpt2", "lstm"])
