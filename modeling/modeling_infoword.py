@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .checks import check_ids, check_shape
 from .configuration_infoword import InfoWordConfig
+from .gathering_infoword import is_spread, rows_of_all
 from .language_model_wrapper import LanguageModelWrapper, summed_cross_entropy
 
 logger = logging.get_logger(__name__)
@@ -87,9 +88,13 @@ class NgramContrastiveHead(nn.Module):
 class InfoWordForPreTraining(LanguageModelWrapper):
     """A masked language model with a contrastive loss over n-grams.
 
-    With negatives "in_batch" these are the n-grams of the other rows of the same batch, as one process holds it: not of
-    other processes, nor of other steps of gradient accumulation. So this loss depends on how a step is cut into batches,
-    and bigger batches are harder. The mean over the rows of the step is exact all the same. With "shuffled" and "replaced"
+    With negatives "in_batch" these are the n-grams of the other rows of the same batch, of all processes together where
+    torch.distributed runs several, so that two processes are as one with twice the rows. All of them must then call the model
+    together, in evaluation too: one that calls it alone with n-grams waits for the others. A process that has no row left in
+    the last batch of an evaluation lends it the row that it reads instead, as a negative.
+
+    Batches of gradient accumulation have their own negatives each. So this loss depends on how a step is cut into these, and
+    bigger batches are harder. The mean over the rows of the step is exact all the same. With "shuffled" and "replaced"
     nothing depends on the cut.
 
     A negative with the same tokens as the right n-gram is no negative: it is left out, and gets no gradient.
@@ -206,13 +211,18 @@ class InfoWordForPreTraining(LanguageModelWrapper):
         ngrams = self._first_states({"input_ids": ids, "attention_mask": mask})
         ids = ids.masked_fill(mask == 0, -1)
         if self.config.negatives == "in_batch":
-            same = (ids.unsqueeze(1) == ids).all(2)  # (B, B), each with itself too
-            if len(ids) == 1:
+            every, others = ids, ngrams
+            if is_spread():
+                precise = torch.promote_types(ngrams.dtype, torch.float32)  # sums of gradients too
+                others, every = rows_of_all(ngrams.to(precise), ids)
+                ids = F.pad(ids, (0, every.shape[1] - ids.shape[1]), value=-1)
+            same = (ids.unsqueeze(1) == every).all(2)  # (B, K), each with itself too
+            if len(every) == 1:
                 logger.warning_once(
                     "A batch of one row has no negatives in it, so its contrastive loss is 0. Use a batch size of 2 or "
                     "more, or negatives='shuffled'."
                 )
-            return self.contrast(contexts, ngrams, ngrams, same)
+            return self.contrast(contexts, ngrams, others, same)
         others = self._first_states({"input_ids": negatives, "attention_mask": mask})
         same = (ids == negatives.masked_fill(mask == 0, -1)).all(1, keepdim=True)
         return self.contrast(contexts, ngrams, others.unsqueeze(1), same)

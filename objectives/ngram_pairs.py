@@ -27,8 +27,8 @@ class NgramPairs:
     `word_ids` have n-grams of tokens.
 
     Args:
-        negatives: "in_batch" makes no wrong n-grams, since those of other rows are. "shuffled" puts the tokens in another
-            order, where there is one; "replaced" changes the middle token.
+        negatives: "in_batch" makes no wrong n-grams, since those of other rows are, of all processes. "shuffled" puts the
+            tokens in another order, where there is one; "replaced" changes the middle token.
         geometric: p of the geometric distribution of lengths.
         max_length: most words of an n-gram.
     """

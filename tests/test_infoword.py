@@ -266,10 +266,11 @@ def test_tokenizers_without_marks_and_rows_without_words():
 
 def trained(folder, model, size, accumulate, **more):
     options = {"max_steps": 2, "learning_rate": 0.1, "optim": "sgd", "max_grad_norm": 0} | more
+    options.setdefault("per_device_eval_batch_size", 3)
     collate = options.pop("data_collator", None)
     rows = options.pop("rows", [{"number": number} for number in range(4)])
     arguments = TrainingArguments(
-        folder, per_device_train_batch_size=size, gradient_accumulation_steps=accumulate, per_device_eval_batch_size=3,
+        folder, per_device_train_batch_size=size, gradient_accumulation_steps=accumulate,
         logging_steps=1, report_to=[], use_cpu=True, save_strategy="no", train_sampling_strategy="sequential",
         disable_tqdm=True, **options,
     )  # fmt: skip
