@@ -5,8 +5,6 @@ Transformers' Auto classes, and two tasks to its pipelines, the moment those are
 """
 
 import importlib
-import importlib.abc
-import importlib.util
 import sys
 
 from .modeling.auto_map import ALSO, AUTO_MAP, AUTO_TOKENIZERS
@@ -110,7 +108,7 @@ _REGISTER = {
 }
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
+class _AfterImport:
     """Lets an Auto module import as usual, then registers our classes with it.
 
     Transformers has no plug-in mechanism, and importing it here would cost every `import heirloom` seconds. If it is one of
@@ -125,11 +123,9 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         ours = fullname.startswith(f"{__name__}.")
         if not ours and fullname not in _REGISTER:
             return None
-        sys.meta_path.remove(self)
-        try:
-            spec = importlib.util.find_spec(fullname)
-        finally:
-            sys.meta_path.insert(0, self)
+        later = sys.meta_path[sys.meta_path.index(self) + 1 :]  # those before have found nothing
+        specs = (finder.find_spec(fullname, path, target) for finder in later if hasattr(finder, "find_spec"))
+        spec = next((spec for spec in specs if spec is not None), None)
         if spec is None or spec.loader is None:
             return None
         run = spec.loader.exec_module
