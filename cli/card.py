@@ -20,11 +20,13 @@ def card(
 
     Example: heirloom card runs/quickstart --license mit --language en
     """
-    from ..sharing.cards import CARD, update_card
+    from ..sharing.cards import CARD, RESULTS, update_card
     from ..sharing.push_checks import card_warnings
 
     given = {"name": name, "license": license, "language": language}
     text = update_card(run, {key: value for key, value in given.items() if value is not None}, force)
-    print(f"written: {run / CARD}")
+    for file in (CARD, RESULTS):
+        if (run / file).is_file():
+            print(f"written: {run / file}")
     for warning in card_warnings(text, [file.name for file in run.iterdir()]):
         typer.echo(f"warning: {warning}", err=True)

@@ -35,6 +35,8 @@ def push(
     print(f"{sum(sizes.values()):>15,}  bytes in {len(sizes)} files")
     if plan.left_out:
         print(f"left out: {', '.join(plan.left_out)}")
+    for note in plan.notes:
+        print(note)
     for warning in plan.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if dry_run:

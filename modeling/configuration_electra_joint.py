@@ -10,7 +10,7 @@ from typing import ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .field_hints import hint_at_fields
+from .configuration_heirloom import HeirloomConfig
 
 SHARED = ("vocab_size", "embedding_size", "max_position_embeddings", "type_vocab_size")
 HEAD_SIZE = 64
@@ -48,7 +48,7 @@ def generator_of(discriminator: PreTrainedConfig, size: float = 0.25, depth: flo
 
 
 @strict
-class ElectraJointConfig(PreTrainedConfig):
+class ElectraJointConfig(HeirloomConfig):
     """Two ELECTRA models and how their losses are added.
 
     Args:
@@ -68,7 +68,7 @@ class ElectraJointConfig(PreTrainedConfig):
         "generator_config": AutoConfig,
     }
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["mlm_loss", "rtd_loss", "corrupted_ids"]
-    _auto_class = "AutoConfig"
+    _built_by: ClassVar[str] = "from_electra_pretrained"
 
     discriminator_config: dict | PreTrainedConfig | None = None
     generator_config: dict | PreTrainedConfig | None = None
@@ -78,7 +78,6 @@ class ElectraJointConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
-        hint_at_fields(self, kwargs)
         self.discriminator_config = _own(self.discriminator_config or {})
         if self.generator_config is None:
             self.generator_config = generator_of(self.discriminator_config)

@@ -6,13 +6,12 @@ Letters: C characters a word, E character embedding, P projection (size of one d
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
-from .field_hints import hint_at_fields
+from .configuration_heirloom import HeirloomConfig
 
 
 @strict
-class ElmoConfig(PreTrainedConfig):
+class ElmoConfig(HeirloomConfig):
     """Sizes and choices of an ELMo biLM; the defaults are the published "original" model (93.6 M parameters).
 
     Args:
@@ -71,7 +70,6 @@ class ElmoConfig(PreTrainedConfig):
         "backward_loss",
         "sampled_loss",
     ]
-    _auto_class = "AutoConfig"
 
     vocab_size: int = 4
     pad_token_id: int = 0
@@ -115,10 +113,6 @@ class ElmoConfig(PreTrainedConfig):
     mix_l2: float | int = 0.0
     pooling: Literal["mean", "max", "boundary"] = "mean"
     problem_type: str | None = None
-
-    def __post_init__(self, **kwargs):
-        hint_at_fields(self, kwargs)
-        super().__post_init__(**kwargs)
 
     @property
     def hidden_size(self) -> int:

@@ -3,13 +3,12 @@
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
-from .field_hints import hint_at_fields
+from .configuration_heirloom import HeirloomConfig
 
 
 @strict
-class ErnieThuConfig(PreTrainedConfig):
+class ErnieThuConfig(HeirloomConfig):
     """Sizes of ERNIE; the defaults are the paper's on BERT-base.
 
     Args:
@@ -37,7 +36,7 @@ class ErnieThuConfig(PreTrainedConfig):
 
     model_type = "ernie-thu"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["mlm_loss", "nsp_loss", "dea_loss", "entity_logits"]
-    _auto_class = "AutoConfig"
+    _built_by: ClassVar[str] = "from_bert_pretrained"
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -56,10 +55,6 @@ class ErnieThuConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
     tie_word_embeddings: bool = False
-
-    def __post_init__(self, **kwargs):
-        hint_at_fields(self, kwargs)
-        super().__post_init__(**kwargs)
 
     def validate_sizes(self):
         """Refuse numbers of layers and heads that do not fit."""

@@ -10,8 +10,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .configuration_elmo import ElmoConfig
+from .configuration_heirloom import HeirloomConfig
 from .configuration_lstm_lm import LstmLMConfig
-from .field_hints import hint_at_fields
 
 # Resolved here and not by the registry, which does not know them where a checkpoint's code runs without the package.
 OWN_CONFIGS = {kind.model_type: kind for kind in (ElmoConfig, LstmLMConfig)}
@@ -20,7 +20,7 @@ REDUCTION = {"causal": "example", "masked": "example", "bidirectional": "token"}
 
 
 @strict
-class JointLossConfig(PreTrainedConfig):
+class JointLossConfig(HeirloomConfig):
     """A language model, a task head on it, and how their losses are added.
 
     Args:
@@ -52,7 +52,7 @@ class JointLossConfig(PreTrainedConfig):
         "forward_loss",
         "backward_loss",
     ]
-    _auto_class = "AutoConfig"
+    _built_by: ClassVar[str] = "from_backbone_pretrained"
 
     text_config: dict | PreTrainedConfig | None = None
 
@@ -69,7 +69,6 @@ class JointLossConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        hint_at_fields(self, kwargs)
         if isinstance(self.text_config, PreTrainedConfig):
             # What follows resets the attention implementation of nested configs. On the config of a live model that
             # would silently drop its causal mask.

@@ -6,11 +6,11 @@ from typing import ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
-from .field_hints import hint_at_fields
+from .configuration_heirloom import HeirloomConfig
 
 
 @strict
-class LanguageModelWrapperConfig(PreTrainedConfig):
+class LanguageModelWrapperConfig(HeirloomConfig):
     """The config of a language model, nested in that of the model around it.
 
     Args:
@@ -20,13 +20,12 @@ class LanguageModelWrapperConfig(PreTrainedConfig):
 
     # Under this name `get_text_config()` finds it: resizing, weight decay and Trainer read sizes and special tokens there.
     sub_configs: ClassVar[dict[str, type]] = {"text_config": AutoConfig}
-    _auto_class = "AutoConfig"
+    _built_by: ClassVar[str] = "from_encoder"
 
     text_config: dict | PreTrainedConfig | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        hint_at_fields(self, kwargs)
         if isinstance(self.text_config, PreTrainedConfig):
             self.text_config = copy.deepcopy(self.text_config)
         else:

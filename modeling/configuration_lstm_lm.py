@@ -6,13 +6,12 @@ Letters: V words, E embedding, P projection (the model's hidden size), D cell, L
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
-from .field_hints import hint_at_fields
+from .configuration_heirloom import HeirloomConfig
 
 
 @strict
-class LstmLMConfig(PreTrainedConfig):
+class LstmLMConfig(HeirloomConfig):
     """Sizes and choices of an LSTM language model.
 
     A sentence reads `<eos> w1 .. wn <eos>`: by default the token that ends one sentence also begins the next.
@@ -48,7 +47,6 @@ class LstmLMConfig(PreTrainedConfig):
         "states",
         "attention_mask",
     ]
-    _auto_class = "AutoConfig"
 
     vocab_size: int = 10_000
     pad_token_id: int | None = 0
@@ -68,10 +66,6 @@ class LstmLMConfig(PreTrainedConfig):
 
     initializer_range: float | int = 0.05
     use_cache: bool = True
-
-    def __post_init__(self, **kwargs):
-        hint_at_fields(self, kwargs)
-        super().__post_init__(**kwargs)
 
     @property
     def hidden_size(self) -> int:

@@ -7,13 +7,12 @@ Letters: V words, E embedding, P outputs of the first layer, D its cells, U unit
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
-from .field_hints import hint_at_fields
+from .configuration_heirloom import HeirloomConfig
 
 
 @strict
-class LstmSeq2SeqConfig(PreTrainedConfig):
+class LstmSeq2SeqConfig(HeirloomConfig):
     """Sizes and choices of an LSTM encoder-decoder.
 
     The first layers have the sizes of a one-layer `LstmLMConfig`, on both sides alike. The target reads `<eos> w1 .. wn`
@@ -64,7 +63,7 @@ class LstmSeq2SeqConfig(PreTrainedConfig):
         "encoder_last_hidden_state",
         "encoder_hidden_states",
     ]
-    _auto_class = "AutoConfig"
+    _built_by: ClassVar[str] = "from_language_models"
 
     vocab_size: int = 10_000
     encoder_vocab_size: int | None = None
@@ -97,10 +96,6 @@ class LstmSeq2SeqConfig(PreTrainedConfig):
 
     initializer_range: float | int = 0.05
     use_cache: bool = True
-
-    def __post_init__(self, **kwargs):
-        hint_at_fields(self, kwargs)
-        super().__post_init__(**kwargs)
 
     @property
     def hidden_size(self) -> int:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import platform
+import re
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +16,14 @@ from huggingface_hub.utils import yaml_dump
 
 from .. import __version__
 from .citations import bibtex
+from .result_files import result_file
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 FOLDER = Path(__file__).resolve().parent.parent / "model_cards"
 CARD, RECORD = "README.md", "card.json"
+RESULTS = ".eval_results/heirloom.yaml"
 METRIC_TYPES = {
     "macro_f1": "f1",
     "entity_f1": "f1",
@@ -50,6 +53,7 @@ class CardFacts:
         limits: what the model is not good for.
         scores: {measure: number}, for the Hub's `model-index`.
         dataset: what `scores` were measured on.
+        dataset_task: which of the data set's tasks, where it is a benchmark on the Hub.
         task: one of the Hub's pipeline tags.
         base_model: name on the Hub of the checkpoint it began with.
         datasets: names of data sets on the Hub.
@@ -73,6 +77,7 @@ class CardFacts:
     )
     scores: dict[str, float] = field(default_factory=dict)
     dataset: str = ""
+    dataset_task: str = "default"
     task: str = ""
     base_model: str = ""
     datasets: list[str] = field(default_factory=list)
@@ -93,7 +98,7 @@ def render_card(facts: CardFacts, template: str = "elmo.md") -> str:
 
 
 def write_card(folder: Path | str, facts: CardFacts, template: str = "elmo.md") -> str:
-    """Write `README.md`, and `card.json`, from which `update_card` writes it again.
+    """Write `README.md`, the file of results, and `card.json`, from which `update_card` writes them again.
 
     Args:
         folder: of the checkpoint.
@@ -118,30 +123,92 @@ def update_card(folder: Path | str, changes: dict[str, str] | None = None, force
         The card.
 
     Raises:
-        FileExistsError: somebody edited the card, or wrote one, since it was last rendered.
+        FileExistsError: somebody edited the card or the file of results, or wrote one, since they were last rendered.
         FileNotFoundError: the folder has no `card.json`.
         ValueError: a `card.json` that cannot be read, or does not hold what the template needs.
     """
     folder = Path(folder)
     record = _read_record(folder / RECORD)
-    card = folder / CARD
-    if card.is_file() and not force and _mark(card.read_text(encoding="utf-8")) != record["rendered"]:
-        raise FileExistsError(
-            f"{card} has been edited since heirloom wrote it. Keep it as it is; or put the changes into {RECORD} and write "
-            "the card again with --force, which drops what was edited."
-        )
+    for name, mark in ((CARD, record["rendered"]), (RESULTS, record.get("results", ""))):
+        if not force and not _is_ours(folder / name, mark):
+            raise FileExistsError(
+                f"{folder / name} has been edited since heirloom wrote it. Keep it as it is; or put the changes into {RECORD} "
+                "and write the card again with --force, which drops what was edited."
+            )
+    return _write(folder, _facts_now(folder, record) | (changes or {}), record["template"])
+
+
+def card_for(folder: Path | str, name: str) -> str | None:
+    """The card as it reads under another name; nothing is written.
+
+    Args:
+        folder: of the checkpoint.
+        name: of the repository, "user/name".
+
+    Returns:
+        The card; None if the one in the folder is somebody's own or edited, or bears a repository's name already.
+    """
+    folder = Path(folder)
+    try:
+        record = _read_record(folder / RECORD)
+        written = _is_ours(folder / CARD, record["rendered"]) and (folder / CARD).is_file()
+        old = record["facts"]["name"]
+        if not written or ("/" in old and not _is_here(folder, old)):
+            return None
+        return _render(_facts_now(folder, record) | {"name": name}, record["template"])
+    except (FileNotFoundError, ValueError, KeyError):  # the card that is there will do
+        return None
+
+
+def local_names(folder: Path | str, card: str) -> list[str]:
+    """What a card's examples load that is the folder itself, or another place on this disk.
+
+    Args:
+        folder: of the checkpoint.
+        card: its Markdown.
+
+    Returns:
+        Names, each once.
+    """
+    folder = Path(folder)
+    names = dict.fromkeys(re.findall(r"""(?:from_pretrained\(\s*|model=)["']([^"'\n]+)["']""", card))
+    return [
+        name
+        for name in names
+        if _is_here(folder, name) or Path(name).exists() or name.startswith((".", "/", "~"))
+    ]
+
+
+def _is_here(folder: Path, name: str) -> bool:
+    return folder.resolve().as_posix().endswith(f"/{name}")
+
+
+def _is_ours(file: Path, mark: str) -> bool:
+    """Nobody has written or edited a file since it was rendered."""
+    return not file.is_file() or _mark(file.read_text(encoding="utf-8")) == mark
+
+
+def _facts_now(folder: Path, record: dict) -> dict:
+    """What was recorded, with defaults for what is newer, and the pictures that are there."""
     known = {item.name: _default(item) for item in fields(CardFacts) if _default(item) is not MISSING}
-    facts = known | record["facts"] | (changes or {})
+    facts = known | record["facts"]
     drawn = sorted(file.name for file in folder.glob("*.png"))
     facts["pictures"] = list(dict.fromkeys(name for name in [*facts["pictures"], *drawn] if name in drawn))
-    return _write(folder, facts, record["template"])
+    return facts
 
 
 def _write(folder: Path, facts: dict, template: str) -> str:
-    text = _render(facts, template)
-    record = {"heirloom": __version__, "template": template, "rendered": _mark(text), "facts": facts}
+    text, results = _render(facts, template), result_file(facts)
+    record = {"heirloom": __version__, "template": template, "rendered": _mark(text)}
+    record |= {"results": _mark(results)} if results else {}
+    record |= {"facts": facts}
     (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / CARD).write_text(text, encoding="utf-8")
+    if results:
+        (folder / RESULTS).parent.mkdir(exist_ok=True)
+        (folder / RESULTS).write_text(results, encoding="utf-8")
+    else:
+        (folder / RESULTS).unlink(missing_ok=True)
     return text
 
 
@@ -253,4 +320,12 @@ def training_facts(arguments: "TrainingArguments", seconds: float) -> dict[str, 
     }
 
 
-__all__ = ["CardFacts", "render_card", "training_facts", "update_card", "write_card"]
+__all__ = [
+    "CardFacts",
+    "card_for",
+    "local_names",
+    "render_card",
+    "training_facts",
+    "update_card",
+    "write_card",
+]

@@ -78,17 +78,33 @@ def missing_files(folder: Path) -> list[str]:
     Returns:
         Their names.
     """
-    wanted = set()
+    wanted = {f"{place.split('.')[0]}.py" for place in _places_of_code(folder) if "--" not in place}
     if not (folder / "model.safetensors").is_file():
         wanted |= set(_read(folder / "model.safetensors.index.json").get("weight_map", {}).values())
-    for name in ("config.json", "tokenizer_config.json"):
-        for places in (_read(folder / name).get("auto_map") or {}).values():
-            for place in places if isinstance(places, list) else [places]:
-                if place and "--" not in place:  # else the code lies in another repository
-                    wanted.add(f"{place.split('.')[0]}.py")
     for file in folder.glob("*.py"):
         wanted |= {f"{name}.py" for name in RELATIVE_IMPORT.findall(file.read_text("utf-8", "replace"))}
     return sorted(name for name in wanted if not (folder / name).is_file())
+
+
+def foreign_code(folder: Path) -> list[str]:
+    """Other repositories whose code a checkpoint runs.
+
+    Args:
+        folder: of the checkpoint.
+
+    Returns:
+        Their names, as its JSON files give them.
+    """
+    return sorted({place.split("--")[0] for place in _places_of_code(folder) if "--" in place})
+
+
+def _places_of_code(folder: Path) -> set[str]:
+    """What stands in `auto_map`: file.Class, after USER/NAME-- where it lies in another repository."""
+    found = set()
+    for name in ("config.json", "tokenizer_config.json"):
+        for places in (_read(folder / name).get("auto_map") or {}).values():
+            found |= {place for place in (places if isinstance(places, list) else [places]) if place}
+    return found
 
 
 def _read(file: Path) -> dict:
@@ -131,4 +147,4 @@ def card_warnings(card: str, files: list[str]) -> list[str]:
     return found
 
 
-__all__ = ["card_warnings", "find_private", "missing_files"]
+__all__ = ["card_warnings", "find_private", "foreign_code", "missing_files"]

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -18,8 +18,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from .. import __version__
-from .cards import CardFacts, render_card
-from .push_checks import card_warnings, find_private, missing_files
+from .cards import CARD, CardFacts, card_for, local_names, render_card
+from .push_checks import card_warnings, find_private, foreign_code, missing_files
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -57,6 +57,8 @@ class PushPlan:
         left_out: what else lies in the folder; folders end in "/".
         warnings: gaps in the card, and what is missing that users will want.
         title: of the commit.
+        notes: what is sent otherwise than it lies there.
+        invented: the card is made for want of one; one that is on the Hub stays.
     """
 
     repo: str
@@ -64,6 +66,8 @@ class PushPlan:
     left_out: list[str]
     warnings: list[str]
     title: str
+    notes: list[str] = field(default_factory=list)
+    invented: bool = False
 
     def sizes(self) -> dict[str, int]:
         """{path in the repository: bytes}."""
@@ -107,7 +111,8 @@ def plan_push(folder: Path | str, repo: str) -> PushPlan:
     """Choose what belongs to a checkpoint and check it; asks nobody.
 
     Args:
-        folder: a checkpoint, or a run's folder with one. A card is written for it if it has none.
+        folder: a checkpoint, or a run's folder with one, which stays as it is. A card is written for it if it has none; one
+            that heirloom wrote and nobody edited is sent with the repository's name.
         repo: repository, "user/name".
 
     Returns:
@@ -126,16 +131,30 @@ def plan_push(folder: Path | str, repo: str) -> PushPlan:
             f"{folder} lacks {', '.join(missing)}, named in its other files: nobody could load it from the Hub. Load it where "
             "heirloom is installed, and save it again with save_pretrained."
         )
-    warnings = []
-    if "README.md" not in files:
-        files["README.md"] = _minimal_card(repo, config).encode()
+    warnings, notes = [], []
+    if invented := CARD not in files:
+        files[CARD] = _minimal_card(repo, config).encode()
         warnings.append(f"{folder} has no README.md; a card of what config.json says will be sent")
+    elif renamed := card_for(folder, repo):
+        files[CARD] = renamed.encode()
+        notes.append(f"README.md is sent with the name {repo} in it; the one in {folder} stays as it is")
     if not any(name.endswith("tokenizer_config.json") for name in files):
         warnings.append("no tokenizer; save it into the folder if the model reads text")
+    warnings += [
+        f"the checkpoint runs code of {name}, which can change or vanish; save it again where heirloom is installed to send "
+        "its code along"
+        for name in foreign_code(folder)
+        if name != repo
+    ]
     files = dict(sorted(files.items()))
-    card = files["README.md"]
+    card = files[CARD]
     text = card.decode() if isinstance(card, bytes) else card.read_text("utf-8", "replace")
     warnings += card_warnings(text, list(files))
+    warnings += [
+        f"an example in README.md loads {name!r}, which only your disk has; write {repo} there"
+        for name in local_names(folder, text)
+        if name != repo
+    ]
     if found := find_private(files, get_token()):
         raise ValueError(
             "these files must not be pushed as they are:\n  " + "\n  ".join(found) + "\n"
@@ -146,7 +165,8 @@ def plan_push(folder: Path | str, repo: str) -> PushPlan:
     left_out = [f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir()]
     left_out = sorted(name for name in left_out if name.removesuffix("/") not in taken)
     architecture = (config.get("architectures") or [config.get("model_type", "checkpoint")])[0]
-    return PushPlan(repo, files, left_out, warnings, f"{architecture}, pushed by heirloom {__version__}")
+    title = f"{architecture}, pushed by heirloom {__version__}"
+    return PushPlan(repo, files, left_out, warnings, title, notes, invented)
 
 
 def push(
@@ -184,8 +204,9 @@ def push(
         removed = [name for name in stored if _is_weight(name) and name not in plan.files]
         operations = [CommitOperationDelete(name) for name in removed]
         for name, content in plan.files.items():
-            made_now = name == "README.md" and isinstance(content, bytes)
-            if not (made_now and name in stored):  # a card that somebody wrote is better
+            if not (
+                name == CARD and plan.invented and name in stored
+            ):  # a card that somebody wrote is better
                 operations.append(CommitOperationAdd(name, content))
         title = message or plan.title
         # With its parent named, a commit never mixes with one that came in between.

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import typer
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -140,6 +141,70 @@ def test_a_card_is_written_again_until_somebody_edits_it(tmp_path):
     card.unlink()
     (tmp_path / "curves.png").unlink()
     assert "curves.png" not in update_card(tmp_path)
+
+
+def entry_of(text):
+    entries = parse_eval_result_entries(yaml.safe_load(text))
+    assert len(entries) == 1
+    return entries[0]
+
+
+def test_the_file_of_results_is_as_reviewed_and_valid(tmp_path):
+    facts = run(dataset="ada/names", scores={"loss": 0.25, "accuracy": 0.98, "entity_f1": 0.87654321})
+    write_card(tmp_path, facts)
+    text = (tmp_path / ".eval_results" / "heirloom.yaml").read_text(encoding="utf-8")
+    golden = GOLDEN / "eval_results.yaml"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(text, encoding="utf-8")
+    assert text == golden.read_text(encoding="utf-8")
+    entry = entry_of(text)
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("ada/names", "default", 0.876543)
+    assert entry.notes == "entity f1"
+    update_card(tmp_path, {"dataset_task": "people"})
+    assert entry_of((tmp_path / ".eval_results" / "heirloom.yaml").read_text()).task_id == "people"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": "held-out part of the training data"},
+        {"dataset": "names"},
+        {"dataset": "data/dev.tsv"},
+        {"dataset": "a/b/c"},
+        {"scores": {"loss": 1.0}},
+        {"scores": {"accuracy": float("nan")}},
+    ],
+    ids=str,
+)
+def test_no_file_of_results_where_no_benchmark_is_named(changes, tmp_path):
+    known = {"dataset": "ada/names", "scores": {"accuracy": 0.5}}
+    write_card(tmp_path, run(**known))
+    assert (tmp_path / ".eval_results" / "heirloom.yaml").is_file()
+    write_card(tmp_path, run(**known | changes))
+    assert not (tmp_path / ".eval_results" / "heirloom.yaml").exists()
+    assert "results" not in json.loads((tmp_path / "card.json").read_text())
+
+
+def test_a_file_of_results_that_somebody_edited_stays(tmp_path):
+    write_card(tmp_path, run(pictures=[], dataset="ada/names", scores={"accuracy": 0.5}))
+    file = tmp_path / ".eval_results" / "heirloom.yaml"
+    card = (tmp_path / "README.md").read_text()
+    (file.parent / "mine.yaml").write_text("mine")
+    file.write_text("edited")
+    with pytest.raises(
+        FileExistsError, match=r"heirloom.yaml has been edited since heirloom wrote it.*--force"
+    ):
+        update_card(tmp_path, {"license": "mit"})
+    assert (file.read_text(), (tmp_path / "README.md").read_text()) == ("edited", card)
+    done = CliRunner().invoke(app, ["card", str(tmp_path), "--license", "mit", "--force"])
+    assert done.stdout == f"written: {tmp_path / 'README.md'}\nwritten: {file}\n"
+    assert entry_of(file.read_text()).value == 0.5
+    assert (file.parent / "mine.yaml").read_text() == "mine"
+
+
+def test_a_translators_card_names_its_tokenizers_as_folders_of_a_repository():
+    facts, template = FAMILIES["lstm-seq2seq"]
+    assert render_card(facts, template).count('("run", subfolder="') == 2
 
 
 def test_records_that_are_older_or_broken(tmp_path):

@@ -2,23 +2,31 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 from hub_server import Hub, point_hub_at
 from reference.joint_loss_naive import HEADS, joint, language_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     ElectraConfig,
+    PreTrainedTokenizerFast,
+    Seq2SeqTrainingArguments,
     Trainer,
     TrainingArguments,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from heirloom.modeling.auto_map import ALSO, AUTO_MAP
 from heirloom.modeling.configuration_electra_joint import ElectraJointConfig
@@ -42,6 +50,8 @@ from heirloom.modeling.modeling_sentence_pair import SentencePairForPreTraining
 from heirloom.modeling.modeling_spanbert import SpanBertForPreTraining
 from heirloom.sharing.pushing import plan_push, push
 from heirloom.tokenization.tokenization_elmo import ElmoTokenizer
+from heirloom.training.shareable_arguments import shareable_arguments
+from heirloom.training.trainer import PretrainingTrainer
 
 ADA, BEN = "hf_ada", "hf_ben"  # tokens
 BERT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -250,6 +260,73 @@ def test_trainer_pushes(hub, tmp_path):
     assert same(loaded.state_dict(), trainer.model.state_dict())
 
 
+@pytest.mark.parametrize("strategy", ["end", "every_save"])
+def test_our_trainers_push_no_path_and_no_token(strategy, hub, tmp_path):
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=tmp_path / "secret" / "run",
+        push_to_hub=True,
+        hub_model_id=f"ada/ours-{strategy}",
+        hub_token=ADA,
+        hub_strategy=strategy,
+        include_for_metrics=[str(tmp_path / "secret" / "metric.py")],
+        max_steps=2,
+        save_steps=1,
+        seed=9,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 2
+    trainer = PretrainingTrainer(LstmLMForCausalLM(LstmLMConfig(**LSTM)), arguments, train_dataset=rows)
+    trainer.train()
+    if strategy == "end":
+        trainer.push_to_hub()
+    else:
+        trainer._finish_current_push()  # of Transformers: waits for the uploads beside the training
+    history = hub.repositories[f"ada/ours-{strategy}"].history()
+    assert trainer.args is arguments
+    assert arguments.output_dir == str(tmp_path / "secret" / "run")
+    assert arguments.hub_token == ADA
+    pushed = [file for commit in history for file in commit.files.items()]
+    assert "training_args.bin" in dict(pushed)
+    assert "model.safetensors" in dict(pushed)
+    for name, file in pushed:
+        assert str(tmp_path).encode() not in file.data, name
+        assert ADA.encode() not in file.data, name
+    (tmp_path / "found.bin").write_bytes(dict(pushed)["training_args.bin"].data)
+    found = torch.load(tmp_path / "found.bin", weights_only=False)
+    assert type(found) is Seq2SeqTrainingArguments
+    assert (found.output_dir, found.hub_token, found.seed) == ("run", None, 9)
+    assert found.include_for_metrics == ["metric.py"]
+    assert found.save_strategy == arguments.save_strategy
+    assert found.device.type == "cpu"
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "secret" / "run")) is LstmLMForCausalLM
+
+
+def test_what_is_left_of_training_arguments(tmp_path):
+    arguments = TrainingArguments(
+        tmp_path / "run", optim_args="a/b", run_name=r"C:\\ada\\trial", use_cpu=True
+    )
+    arguments.lr_scheduler_kwargs = {"deep": (["~/plan.json"], tmp_path / "x.json", 0.5, True, None)}
+    arguments.own = object()  # no option
+    trainer = SimpleNamespace(args=arguments)
+    with shareable_arguments(trainer):
+        assert isinstance(trainer.args, TrainingArguments)
+        trainer.args.seed = 5
+        kept = pickle.loads(pickle.dumps(trainer.args))
+    assert trainer.args is arguments
+    with pytest.raises(ZeroDivisionError), shareable_arguments(trainer):
+        trainer.seed = 1 / 0
+    assert trainer.args is arguments
+    assert arguments.seed == 5
+    assert arguments.output_dir == str(tmp_path / "run")
+    assert type(kept) is TrainingArguments
+    assert kept.lr_scheduler_kwargs == {"deep": (["plan.json"], "x.json", 0.5, True, None)}
+    assert (kept.output_dir, kept.optim_args, kept.run_name, kept.seed) == ("run", "a/b", "trial", 5)
+    assert kept.optim == arguments.optim
+    assert not hasattr(kept, "own")
+
+
 def test_revisions(hub, tmp_path):
     from huggingface_hub import HfApi
 
@@ -301,10 +378,52 @@ def test_missing_code_is_named_before_a_push_and_matters_only_without_heirloom(h
     assert type(AutoModel.from_pretrained(tmp_path)) is LstmLMModel
 
 
-def test_foreign_code_wants_to_be_trusted(tmp_path):
+def test_foreign_code_wants_to_be_trusted_and_to_be_there(tmp_path):
     config = {"model_type": "foreign", "auto_map": {"AutoConfig": "configuration_foreign.ForeignConfig"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(
         ValueError, match=r"(?s)contains custom code which must be executed .*`trust_remote_code=True`"
     ):
         AutoConfig.from_pretrained(tmp_path)
+    with pytest.raises(OSError, match=r"does not appear to have a file named configuration_foreign.py"):
+        AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
+
+
+def test_code_beside_the_weights_refuses_a_config_that_is_newer_than_it(tmp_path):
+    MAKE[LstmLMModel]().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"heirloom_format": 2}))
+    beside = get_class_from_dynamic_module("configuration_lstm_lm.LstmLMConfig", tmp_path)
+    assert beside.__module__.startswith("transformers_modules.")
+    with pytest.raises(ValueError, match="has heirloom_format 2, .* Run `pip install -U heirloom-lm`"):
+        beside.from_pretrained(tmp_path)
+
+
+def test_two_tokenizers_of_one_repository(hub, tmp_path):
+    MAKE[LstmSeq2SeqForConditionalGeneration]().save_pretrained(tmp_path)
+    for side, words in (("source", ["old"]), ("target", ["alt", "uhr"])):
+        whole = Tokenizer(WordLevel({word: place for place, word in enumerate(["<unk>", *words])}, "<unk>"))
+        fast = PreTrainedTokenizerFast(tokenizer_object=whole, unk_token="<unk>")
+        fast.save_pretrained(tmp_path / f"{side}_tokenizer")
+    push(plan_push(tmp_path, "ada/translator"))
+    for place in (tmp_path, "ada/translator"):  # as on the card
+        sizes = [
+            len(AutoTokenizer.from_pretrained(place, subfolder=f"{side}_tokenizer"))
+            for side in ("source", "target")
+        ]
+        assert sizes == [2, 3]
+
+
+def test_no_network_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the tries of huggingface_hub
+    point_hub_at("http://127.0.0.1:9", ADA, str(tmp_path / "cache"), monkeypatch)
+    with pytest.raises(OSError, match=r"(?s)couldn't connect to 'http://127.0.0.1:9'.*internet connection"):
+        AutoModel.from_pretrained("ada/never-seen")
+
+
+@pytest.mark.parametrize("name", ["ada/mo del", "a/b/c", "ada/mo..del"])
+def test_malformed_names_are_named(name):
+    with pytest.raises(
+        OSError, match=r"(?s)not a local folder .* valid model identifier|Repo id must|in repo_id"
+    ):
+        AutoModel.from_pretrained(name)

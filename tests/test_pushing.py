@@ -8,11 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import yaml
 from hub_server import File, Hub, Repository, point_hub_at
+from huggingface_hub import parse_eval_result_entries
 from safetensors.numpy import load, save_file
 from typer.testing import CliRunner
 
 from heirloom.cli.main import app
+from heirloom.sharing.cards import CardFacts, write_card
 from heirloom.sharing.push_checks import card_warnings, find_private, missing_files
 from heirloom.sharing.pushing import plan_push, push
 
@@ -139,6 +142,72 @@ def test_a_card_is_made_where_there_is_none_and_none_is_overwritten(hub, run):
     hub.repositories["ada/model"].add("main", "edit", edited)
     push(plan_push(checkpoint(run, 2.0, card=None), "ada/model"))
     assert files_of(hub)["README.md"].data == b"edited on the Hub"
+
+
+FACTS = {
+    "auto_class": "AutoModelForCausalLM",
+    "summary": "An LSTM.",
+    "data": "`a.txt`.",
+    "results": {},
+    "training": {},
+}
+
+
+@pytest.mark.parametrize("name", ["run", "{place}/run"], ids=["folder", "place"])
+def test_an_unedited_card_is_sent_with_the_repositorys_name(name, hub, run, tmp_path):
+    write_card(run, CardFacts(name=name.format(place=tmp_path.name), **FACTS), "lstm-lm.md")
+    before = {path: path.read_bytes() for path in (run / "README.md", run / "card.json")}
+    told = f"README.md is sent with the name ada/model in it; the one in {run} stays as it is\n"
+    done = heirloom("push", run, "ada/model", "--dry-run")
+    assert told in done.stdout
+    assert "an example" not in done.stderr
+    for repo in ("ada/model", "ada/second"):  # and again, over what the first push sent
+        for changed in ("The clock", "The bell"):
+            facts = CardFacts(name=name.format(place=tmp_path.name), **FACTS | {"summary": changed})
+            write_card(run, facts, "lstm-lm.md")
+            push(plan_push(run, repo))
+            card = files_of(hub, repo)["README.md"].data.decode()
+            assert f"# {repo}\n\n{changed}\n" in card
+            assert card.count(f'from_pretrained("{repo}")') == 2
+            assert 'run")' not in card
+    write_card(run, CardFacts(name=name.format(place=tmp_path.name), **FACTS), "lstm-lm.md")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_edits_and_names_that_somebody_chose_are_sent_as_they_are(hub, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = write_card(run, CardFacts(name="run", **FACTS), "lstm-lm.md")
+    edited = text.replace("An LSTM.", "My LSTM.") + '\npipe = pipeline("fill-mask", model="./run")\n'
+    edited += 'AutoModel.from_pretrained("gpt2"); AutoModel.from_pretrained("ada/model")\n'
+    (run / "README.md").write_text(edited)
+    (tmp_path / "ada" / "model").mkdir(parents=True)  # a clone
+    done = heirloom("push", run, "ada/model")
+    warned = re.findall(
+        r"an example in README.md loads '(.*)', which only your disk has; write (.*) there", done.stderr
+    )
+    assert warned == [("run", "ada/model"), ("./run", "ada/model")]
+    assert "is sent with the name" not in done.stdout
+    assert files_of(hub)["README.md"].data == edited.encode()
+
+    own = write_card(run, CardFacts(name="ada/family", **FACTS), "lstm-lm.md")
+    for record in (None, "{", '{"template": "lstm-lm.md", "rendered": "x", "facts": {"pictures": []}}'):
+        if record:
+            (run / "card.json").write_text(record)
+        plan = plan_push(run, "ada/copy")
+        assert (plan.notes, plan.files["README.md"]) == ([], run / "README.md")
+        assert not [warning for warning in plan.warnings if "an example" in warning]
+    assert (run / "README.md").read_text() == own
+
+
+def test_results_on_a_data_set_of_the_hub_are_sent(hub, run):
+    write_card(run, CardFacts(name="run", dataset="ada/sst", scores={"accuracy": 0.5}, **FACTS), "lstm-lm.md")
+    plan = plan_push(run, "ada/model")
+    assert ".eval_results/" not in plan.left_out
+    push(plan)
+    sent = yaml.safe_load(files_of(hub)[".eval_results/heirloom.yaml"].data)
+    assert [(entry.dataset_id, entry.value) for entry in parse_eval_result_entries(sent)] == [
+        ("ada/sst", 0.5)
+    ]
 
 
 def test_weights_of_an_earlier_push_do_not_stay(hub, run):
@@ -315,6 +384,19 @@ def test_folders_without_a_checkpoint(run, tmp_path):
     (run / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"found no config.json; push .*checkpoint-10 instead"):
         plan_push(run, "ada/model")
+
+
+def test_code_of_another_repository_is_told(run):
+    places = {
+        "AutoConfig": "ben/code--configuration_lstm_lm.LstmLMConfig",
+        "AutoModel": "ada/model--modeling_x.X",
+    }
+    (run / "config.json").write_text(json.dumps(CONFIG | {"auto_map": places}))
+    (run / "tokenizer_config.json").write_text(
+        '{"auto_map": {"AutoTokenizer": [null, "eve/words--tokenization_x.X"]}}'
+    )
+    told = [warning.split(",")[0] for warning in plan_push(run, "ada/model").warnings]
+    assert told == [f"the checkpoint runs code of {name}" for name in ("ben/code", "eve/words")]
 
 
 def test_tokens_and_paths_stay_at_home(hub, run, monkeypatch):

@@ -17,6 +17,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback
 from ..objectives.streams import EndlessBatches, Stream
 from .recurrence import SegmentRecurrence, recurrent_name
 from .resuming import FILES, MarkWholeCheckpoints, last_whole_checkpoint, load_position, save_position
+from .shareable_arguments import shareable_arguments
 
 
 class PretrainingTrainer(Trainer):
@@ -96,6 +97,16 @@ class PretrainingTrainer(Trainer):
             if self._recurrence is not None:
                 self._recurrence.save(folder / self._state_file())
         super()._save_checkpoint(model, trial)
+
+    # Both write `training_args.bin`, which goes to the Hub.
+
+    def _save(self, *args, **kwargs):
+        with shareable_arguments(self):
+            super()._save(*args, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        with shareable_arguments(self):
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _carried(self, dataset) -> SegmentRecurrence | None:
         """What carries the state over a data set's batches; None where each batch stands alone."""
