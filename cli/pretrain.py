@@ -19,6 +19,7 @@ def pretrain(
              --model CHECKPOINT goes on from there
     stock    --objective NAME (see `heirloom objectives`) --model CHECKPOINT --tokenizer T
              --max_tokens N --segmenter jieba|gazetteer:FILE
+             --mem_len N --reuse_len N (memories of xlnet and transformer-xl)
     Trainer  --output_dir D --num_train_epochs N --learning_rate X --seed N
              --resume_from_checkpoint true
 

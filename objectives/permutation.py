@@ -2,8 +2,9 @@
 
 Yang et al. 2019 (XLNet), sections 2.2 to 2.4, with the procedure of the released code: of 512 tokens 85 are guessed, in
 spans with a context of six times their length, and the two halves of a row have an order each. The first half never sees
-the second, so that it can be kept as memory. Inputs are not masked: the model's query stream hides each target from
-itself alone. The collator of the same name in Transformers puts masks there, after which no target sees another one.
+the second, so that it can be kept as memory (`permutation_lanes.py`). Inputs are not masked: the model's query stream
+hides each target from itself alone. The collator of the same name in Transformers puts masks there, after which no target
+sees another one.
 
 Letters: B rows, L positions, H the longer part of a row, R = 2 * B parts (or B), P targets, T rounds.
 """

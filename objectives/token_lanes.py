@@ -65,8 +65,7 @@ class TokenLanes(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """One row: `input_ids` and `labels`, which need no shift, int64 arrays of their own."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"expected a row of 0 to {len(self) - 1}, got {index}")
+        self._check_index(index)
         step, lane = divmod(index, self.lanes)
         begin, end = np.minimum(
             self.edges[lane] + self.length * np.array([step, step + 1]), self.edges[lane + 1]
@@ -75,6 +74,10 @@ class TokenLanes(Dataset):
             "input_ids": self.tokens[begin:end].astype(np.int64),
             "labels": self.tokens[begin + 1 : end + 1].astype(np.int64),
         }
+
+    def _check_index(self, index: int) -> None:
+        if not 0 <= index < len(self):
+            raise IndexError(f"expected a row of 0 to {len(self) - 1}, got {index}")
 
 
 def pack_lanes(

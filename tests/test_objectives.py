@@ -17,6 +17,7 @@ from heirloom.modeling.modeling_electra_joint import ElectraForJointPreTraining
 from heirloom.modeling.modeling_infoword import InfoWordForPreTraining
 from heirloom.modeling.modeling_sentence_pair import SentencePairForPreTraining
 from heirloom.modeling.modeling_spanbert import SpanBertForPreTraining
+from heirloom.objectives.permutation import PermutationTargets
 from heirloom.training.arguments import PretrainArguments
 from heirloom.training.objective_examples import example_of, split_sentences
 from heirloom.training.objectives import OBJECTIVES, find_objective, objective_table
@@ -217,7 +218,55 @@ def test_a_model_that_does_not_fit_says_which_do(tokenizer):
         new_config('{"hidden_size": 3}', tokenizer)
 
 
+def test_xlnet_with_memories(files, tokenizer, tmp_path):
+    xlnet = json.dumps(CONFIGS["xlnet"])
+    trainer = run(files, tmp_path / "run", "xlnet", xlnet, mem_len=24, reuse_len=10)
+    rows, body = trainer.train_dataset, trainer.model.transformer
+    assert (rows.lanes, rows.length, rows.reuse_length) == (4, 32, 10)
+    assert (body.mem_len, body.reuse_len, body.attn_type) == (24, 10, "bi")
+    assert trainer.data_collator.targets == PermutationTargets(reuse_length=10)
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (saved["mem_len"], saved["reuse_len"], saved["use_mems_train"]) == (24, 10, True)
+    plain = open_model(find_objective("xlnet"), xlnet, tokenizer)
+    assert (plain.transformer.reuse_len, plain.config.use_mems_train) == (None, False)
+    plain.save_pretrained(tmp_path / "plain")
+    remembering = find_objective("xlnet").remembering(24, None, 32)
+    found = open_model(remembering, str(tmp_path / "plain"), tokenizer)
+    assert (found.transformer.mem_len, found.transformer.reuse_len, found.config.use_mems_train) == (
+        24,
+        16,
+        True,
+    )
+    for key, value in plain.state_dict().items():
+        assert torch.equal(found.state_dict()[key], value), key
+    longer = find_objective("transformer-xl").remembering(9, None, 32)
+    assert open_model(longer, json.dumps(CONFIGS["transformer-xl"]), tokenizer).transformer.mem_len == 9
+    assert find_objective("gpt").remembering(None, None, 32) is find_objective("gpt")
+
+
 # Errors
+
+
+def test_memories_that_do_not_fit(files, tmp_path):
+    xlnet, bert = json.dumps(CONFIGS["xlnet"]), json.dumps(CONFIGS["bert"])
+    with pytest.raises(
+        ValueError, match="--mem_len, --reuse_len: for xlnet and transformer-xl only, not wwm"
+    ):
+        run(files, tmp_path / "a", "wwm", bert, mem_len=24)
+    for mem_len in (None, 0):
+        with pytest.raises(
+            ValueError, match=f"mem_len is {mem_len}; expected the number of tokens to remember, 384"
+        ):
+            run(files, tmp_path / "a", "xlnet", xlnet, mem_len=mem_len, reuse_len=10)
+    with pytest.raises(ValueError, match="reuse_len is 28; expected 1 to 27, since rows of 32 tokens"):
+        run(files, tmp_path / "a", "xlnet", xlnet, mem_len=24, reuse_len=28)
+    with pytest.raises(ValueError, match="--reuse_len: for xlnet only; transformer-xl remembers whole rows"):
+        run(files, tmp_path / "a", "transformer-xl", xlnet, mem_len=24, reuse_len=10)
+    one_side = json.dumps(CONFIGS["xlnet"] | {"attn_type": "uni"})
+    with pytest.raises(ValueError, match="sees both sides.*attn_type='uni' instead of 'bi'"):
+        run(files, tmp_path / "a", "xlnet", one_side, mem_len=24)
+    with pytest.raises(ValueError, match="--mem_len, --reuse_len: for stock models only"):
+        PretrainArguments(mem_len=0, reuse_len=10)
 
 
 def test_the_nearest_name_is_suggested():

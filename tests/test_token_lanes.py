@@ -128,6 +128,9 @@ def test_training_reads_segments_as_if_the_text_were_whole(tmp_path):
     alone = [model(**segment).loss.item() for segment in map(trainer.data_collator, batches_of(lanes))]
     assert losses(trainer)[1:5] != pytest.approx(alone[1:], abs=1e-3)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(nats.mean().item(), abs=1e-5)
+    predicted = trainer.predict(TokenLanes(TEXT, 4))
+    assert predicted.metrics["test_loss"] == pytest.approx(nats.mean().item(), abs=1e-5)
+    assert predicted.predictions is None
 
 
 def batches_of(lanes):

@@ -36,6 +36,16 @@ class PretrainArguments(DataArguments):
     segmenter: str = field(
         default="", metadata={"help": "objective: what words are: jieba, or gazetteer:FILE of phrases."}
     )
+    mem_len: int | None = field(
+        default=None,
+        metadata={
+            "help": "xlnet, transformer-xl: tokens before a row that stay in memory; by default 0 and 512."
+        },
+    )
+    reuse_len: int | None = field(
+        default=None,
+        metadata={"help": "xlnet with mem_len: tokens of each row that become memory; by default half."},
+    )
     model_type: Literal["elmo", "lstm-lm"] = field(
         default="elmo", metadata={"help": "A biLM over characters, or an LSTM LM over a tokenizer's tokens."}
     )
@@ -118,7 +128,8 @@ class PretrainArguments(DataArguments):
     )
 
     def __post_init__(self):
-        given = [f"--{name}" for name in ("max_tokens", "segmenter") if getattr(self, name)]
+        names = "max_tokens", "segmenter", "mem_len", "reuse_len"
+        given = [f"--{name}" for name in names if getattr(self, name) not in (None, "")]
         if given and not self.objective:
             raise ValueError(
                 f"{', '.join(given)}: for stock models only. Name what they learn in --objective (`heirloom objectives` "

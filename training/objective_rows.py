@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..objectives.documents import Documents, special_id
+from ..objectives.permutation_lanes import pack_permutation_lanes
 from ..objectives.sentence_pairs import SentencePairDataset
 from ..objectives.sequence_noise import SpanCorruption
 from ..objectives.text_packing import (
@@ -75,12 +76,21 @@ class Contiguous:
 
 @dataclass(frozen=True)
 class Laned:
-    """Full rows that go on from batch to batch, with an end-of-text token behind each document; see `TokenLanes`."""
+    """Full rows that go on from batch to batch, with an end-of-text token behind each document.
+
+    Args:
+        reuse_len: the first part of each row, which alone becomes memory, before two segments; see `PermutationLanes`. None
+            for rows that become memory whole; see `TokenLanes`.
+    """
+
+    reuse_len: int | None = None
 
     def __call__(
         self, documents: Documents, tokenizer: PreTrainedTokenizerBase, max_tokens: int, seed: int = 0
     ) -> Dataset:
         """Cut rows of `max_tokens`, in one lane until a trainer knows how many rows a batch has."""
+        if self.reuse_len is not None:
+            return pack_permutation_lanes(documents, max_tokens, self.reuse_len, tokenizer, seed=seed)
         return pack_lanes(documents, max_tokens, special_id(tokenizer, "eos"))
 
 

@@ -6,7 +6,7 @@ stand in the dataclasses of `objectives/`; the table of `docs/objectives.md` is 
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -98,6 +98,7 @@ class Objective:
         segmented: it needs a segmenter, which says what a phrase is.
         part: attribute of our model that holds the stock model to use afterwards, "" for the model itself.
         config: fields of a new model's config, where the user does not say others.
+        memory: fields that any model's config gets; see `remembering`.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Objective:
     segmented: bool = False
     part: str = ""
     config: Mapping[str, object] = field(default_factory=dict)
+    memory: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def words(self) -> bool:
@@ -121,6 +123,37 @@ class Objective:
     def paired(self) -> bool:
         """Whether a row has two texts, for which a corpus must have several documents."""
         return isinstance(self.rows, Pairs)
+
+    def remembering(self, mem_len: int | None, reuse_len: int | None, max_tokens: int) -> "Objective":
+        """The same objective with memories from row to row.
+
+        Args:
+            mem_len: tokens that are remembered; None changes nothing.
+            reuse_len: xlnet: tokens of each row that become memory; None for half of a row.
+            max_tokens: of a row.
+
+        Raises:
+            ValueError: another objective than xlnet and transformer-xl, or numbers that do not fit one another.
+        """
+        if mem_len is None and reuse_len is None:
+            return self
+        if self.name not in ("xlnet", "transformer-xl"):
+            raise ValueError(f"--mem_len, --reuse_len: for xlnet and transformer-xl only, not {self.name}.")
+        if mem_len is None or mem_len < 1:
+            raise ValueError(
+                f"mem_len is {mem_len}; expected the number of tokens to remember, 384 with a reuse_len of 256 in XLNet"
+            )
+        if self.name == "transformer-xl":
+            if reuse_len is not None:
+                raise ValueError("--reuse_len: for xlnet only; transformer-xl remembers whole rows.")
+            return replace(self, memory={"mem_len": mem_len})
+        reuse_len = max_tokens // 2 if reuse_len is None else reuse_len
+        return replace(
+            self,
+            rows=Laned(reuse_len),
+            parts={"targets": replace(self.parts["targets"], reuse_length=reuse_len)},
+            memory={"mem_len": mem_len, "reuse_len": reuse_len, "use_mems_train": True},
+        )
 
     def make_collator(self, tokenizer: PreTrainedTokenizerBase, seed: int = 0):
         """The collator with the paper's defaults."""

@@ -40,6 +40,7 @@ from ..modeling.modeling_spanbert import SpanBertForPreTraining
 from ..objectives.documents import Documents
 from ..objectives.word_ids import Gazetteer, JiebaSegmenter, Segmenter
 from .arguments import PretrainArguments
+from .objective_rows import Laned
 from .objectives import Objective, find_objective
 from .recurrence import check_memories
 from .stock_pretraining import StockPretrainingTrainer
@@ -65,6 +66,8 @@ READ = (
     "text_column",
     "max_tokens",
     "segmenter",
+    "mem_len",
+    "reuse_len",
     "early_stopping_patience",
 )
 
@@ -292,8 +295,10 @@ def open_model(objective: Objective, source: str, tokenizer: PreTrainedTokenizer
     new = _is_json(source)
     config = new_config(source, tokenizer, objective.config) if new else AutoConfig.from_pretrained(source)
     objective.check_model(config.model_type, "the config" if new else source)
-    if objective.name == "transformer-xl":
-        check_memories(config)
+    for name, value in objective.memory.items():  # read when a model is made, and never again
+        setattr(config, name, value)
+    if isinstance(objective.rows, Laned):
+        check_memories(config, objective.rows.reuse_len)
     with _one_message(source) if new else nullcontext():
         return _opened(objective, config, None if new else source, tokenizer)
 
@@ -307,7 +312,7 @@ def _opened(
     if objective.name == "mass" and config.model_type != "encoder-decoder":
         return _two_of_one(config, source, tokenizer)
     auto = getattr(modeling_auto, objective.models.auto)
-    return auto.from_config(config) if source is None else auto.from_pretrained(source)
+    return auto.from_config(config) if source is None else auto.from_pretrained(source, config=config)
 
 
 def _two_of_one(
@@ -381,7 +386,9 @@ def pretrain_stock(
         FileNotFoundError: a file that is not there.
         ValueError: an unknown objective, a model that does not fit it, no text, or options of other models.
     """
-    objective = find_objective(arguments.objective)
+    objective = find_objective(arguments.objective).remembering(
+        arguments.mem_len, arguments.reuse_len, arguments.max_tokens or LONGEST
+    )
     _check_options(arguments, training_arguments)
     segmenter = open_segmenter(arguments.segmenter)
     documents = read_documents(arguments.train_file, arguments.text_column)

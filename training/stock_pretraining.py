@@ -16,8 +16,9 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import ModelOutput
 
 from ..modeling.gathered_head import KINDS, StockPretrainingLosses
+from ..objectives.permutation import DataCollatorForPermutationLanguageModeling
 from ..objectives.token_lanes import TokenLanes
-from .recurrence import SegmentRecurrence, check_memories
+from .recurrence import SegmentRecurrence, check_made_as_configured, check_memories
 from .trainer import PretrainingTrainer, perplexity
 
 WITH_PERPLEXITY = ("mlm_loss", "lm_loss", "seq2seq_loss")
@@ -32,7 +33,8 @@ class StockPretrainingTrainer(PretrainingTrainer):
 
     Over `TokenLanes`, an XLNet with `attn_type="uni"` is a Transformer-XL: its memories go from each batch to the next, and
     begin anew with each epoch and in each evaluation, which leaves those of the training alone. There are as many lanes as
-    rows of a batch, of all processes together. A checkpoint keeps the memories; it resumes only with as many lanes.
+    rows of a batch, of all processes together. A checkpoint keeps the memories; it resumes only with as many lanes. Over
+    `PermutationLanes`, an XLNet that sees both sides keeps the first part of each row, as in its own pre-training.
 
     Columns of the data set all reach the collator. Each epoch's number reaches `set_epoch` of the data set and of the
     collator; in evaluation the collator's epoch is 0, so that every evaluation has the same masks.
@@ -114,13 +116,33 @@ class StockPretrainingTrainer(PretrainingTrainer):
         """Lanes as many as a batch of all processes has rows; other data as they are."""
         if not isinstance(dataset, TokenLanes):
             return dataset
-        check_memories(self.accelerator.unwrap_model(self.model).config)
+        model = self.accelerator.unwrap_model(self.model)
+        reuse_len = getattr(dataset, "reuse_length", None)
+        check_memories(model.config, reuse_len)
+        check_made_as_configured(model)
+        self._check_parts(reuse_len)
         if self.args.auto_find_batch_size or self.args.accelerator_config.split_batches:
             raise ValueError(
                 "auto_find_batch_size and split_batches change the rows of a batch, and with them which row goes on from "
                 "which. Leave them out with TokenLanes."
             )
         return dataset.spread(rows * self.args.world_size)
+
+    def _check_parts(self, reuse_len: int | None) -> None:
+        """Refuse a collator whose parts of a row are not those that become memory."""
+        collator = self.data_collator
+        permuted = isinstance(collator, DataCollatorForPermutationLanguageModeling)
+        if permuted != (reuse_len is not None):
+            raise ValueError(
+                f"{type(collator).__name__} does not fit these lanes: PermutationLanes go with "
+                "DataCollatorForPermutationLanguageModeling, TokenLanes with DataCollatorForTokenLanes."
+            )
+        if permuted and collator.targets.reuse_length != reuse_len:
+            raise ValueError(
+                f"the collator's targets have reuse_length={collator.targets.reuse_length}, but {reuse_len} tokens of each "
+                "row become memory, and would have seen what must be told later. Give "
+                f"DataCollatorForPermutationLanguageModeling(tokenizer, PermutationTargets(reuse_length={reuse_len}))."
+            )
 
     def _carried(self, dataset) -> SegmentRecurrence | None:
         return SegmentRecurrence("mems") if isinstance(dataset, TokenLanes) else super()._carried(dataset)
@@ -142,6 +164,10 @@ class StockPretrainingTrainer(PretrainingTrainer):
             eval_dataset = self.eval_dataset[eval_dataset]
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         return super().get_eval_dataloader(self._spread(dataset, self.args.eval_batch_size))
+
+    def get_test_dataloader(self, test_dataset) -> DataLoader:
+        """As in Trainer; lanes as many as a batch has rows."""
+        return super().get_test_dataloader(self._spread(test_dataset, self.args.eval_batch_size))
 
     # Epochs
 

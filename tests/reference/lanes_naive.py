@@ -43,3 +43,16 @@ def without_incomplete(batches: Iterable[list[list[tuple | None]]]) -> Iterator[
 def halves(batch: list[list[tuple | None]]) -> tuple[list[list], list[list]]:
     """Inputs and targets (R, T) of pairs (R, T)."""
     return tuple([[pair and pair[half] for pair in line] for line in batch] for half in (0, 1))
+
+
+def reused_rows(count: int, length: int, reuse: int, lanes: int) -> list[list[tuple[list[int], list[int]]]]:
+    """For each lane, (first part, what follows it) of each row of XLNet's, as places in a text of `count` tokens."""
+    texts = [list(range(lane * count // lanes, (lane + 1) * count // lanes)) for lane in range(lanes)]
+    found, begin = [[] for _ in texts], 0
+    while True:
+        end = begin + length - 3  # without the three special tokens
+        for rows, text in zip(found, texts, strict=True):
+            rows.append((text[begin:end][:reuse], text[begin:end][reuse:]))
+        if end >= max(map(len, texts)):
+            return found
+        begin += reuse

@@ -39,3 +39,27 @@ def sees(kind: str, source: int, query: int, key: int) -> bool:
     if kind == "right-to-left":
         return key >= query
     return key < source or source <= key <= query
+
+
+def single_pass(steps: list, reuse: int, memory: int) -> list[list[bool]]:
+    """Who must not see whom if the first parts of XLNet's rows are read in one piece, true for those that must not.
+
+    Args:
+        steps: `perm_mask` of each row, at least the first part of it.
+        reuse: tokens of the first part.
+        memory: tokens that are remembered.
+    """
+    size, mask = len(steps) * reuse, []
+    for query in range(size):
+        step, place = divmod(query, reuse)
+        mask.append([])
+        for key in range(size):
+            begin = step * reuse
+            if key >= begin + reuse:
+                blocked = True
+            elif key >= begin:
+                blocked = bool(steps[step][place][key - begin])
+            else:
+                blocked = key < begin - memory
+            mask[-1].append(blocked)
+    return mask
