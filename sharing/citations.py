@@ -15,6 +15,27 @@ FORGETTING = {
     "ewc": ["kirkpatrick-etal-2017-overcoming", "varis-bojar-2019-unsupervised"],
     "l2sp": ["li-etal-2018-explicit"],
 }
+OBJECTIVES = {
+    "mlm": "devlin-etal-2019-bert",
+    "bert": "devlin-etal-2019-bert",
+    "roberta": "liu-etal-2019-roberta",
+    "wwm": "cui-etal-2021-pre",
+    "span": "joshi-etal-2020-spanbert",
+    "spanbert": "joshi-etal-2020-spanbert",
+    "structbert": "wang-etal-2020-structbert",
+    "infoword": "kong-etal-2020-mutual",
+    "ernie1": "sun-etal-2019-ernie",
+    "albert": "lan-etal-2020-albert",
+    "electra": "clark-etal-2020-electra",
+    "rtd": "clark-etal-2020-electra",
+    "bart": "lewis-etal-2020-bart",
+    "t5": "raffel-etal-2020-exploring",
+    "mass": "song-etal-2019-mass",
+    "xlnet": "yang-etal-2019-xlnet",
+    "unilm": "dong-etal-2019-unified",
+    "gpt": "radford-etal-2018-improving",
+    "transformer-xl": "dai-etal-2019-transformer",
+}
 
 
 def bibtex(key: str) -> str:
@@ -59,6 +80,7 @@ def citations_of(config: "PreTrainedConfig", options: dict) -> list[str]:
     if options.get("kl_weight"):
         found.append("li-hoiem-2016-learning")
     found += FORGETTING.get(options.get("forgetting"), [])
+    found.append(OBJECTIVES.get(options.get("objective")))
     return [key for key in found if key]
 
 

@@ -25,6 +25,7 @@ from heirloom.sharing.run_plots import draw_run, run_records
 from heirloom.sharing.runs import JointFacts, Seq2SeqFacts
 from heirloom.sharing.stock_runs import StockFacts
 from heirloom.training.arguments import FinetuneArguments
+from heirloom.training.objectives import OBJECTIVES
 
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 GOLDEN = Path(__file__).parent / "golden"
@@ -354,8 +355,19 @@ def test_citations_follow_the_methods():
         "grave-etal-2017-efficient",
         "li-etal-2018-explicit",
     ]
+    assert citations_of(LstmLMConfig(), {"objective": "bart"}) == ["lewis-etal-2020-bart"]
     with pytest.raises(ValueError, match=r"expected one of .*peters-etal-2018-deep.* found 'nobody'"):
         bibtex("nobody")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda one: one.name)
+def test_an_objectives_card_cites_its_paper(objective):
+    """The entry is that of the first author and the year which the objective names."""
+    (key,) = citations_of(LstmLMConfig(), {"objective": objective.name})
+    author, year = re.match(r"(?:after )?(\w+) et al. (\d{4})", objective.paper).groups()
+    entry = bibtex(key)
+    assert f'author = "{author}, ' in entry
+    assert f'year = "{year}"' in entry
 
 
 # The converted originals
