@@ -282,10 +282,14 @@ def test_what_is_missing_is_said(files, tokenizer, tmp_path):
         ValueError, match="hides phrases and entities, so it must know them: give --segmenter"
     ):
         run(files, tmp_path / "a", "ernie1", json.dumps(CONFIGS["ernie1"]))
-    with pytest.raises(ValueError, match="segmenter must be jieba or gazetteer:FILE, got 'spacy'"):
+    with pytest.raises(ValueError, match="segmenter must be jieba or gazetteer:FILE, or some .* got 'spacy'"):
         run(files, tmp_path / "a", "wwm", bert, segmenter="spacy")
     with pytest.raises(FileNotFoundError, match="does not exist. Give a file with a phrase"):
         open_segmenter("gazetteer:nowhere.txt")
+    with pytest.raises(FileNotFoundError, match="nowhere.txt does not exist"):
+        open_segmenter(f"gazetteer:{files / 'phrases.txt'}+gazetteer:nowhere.txt")
+    with pytest.raises(ValueError, match="got 'nothing'"):
+        open_segmenter(f"gazetteer:{files / 'phrases.txt'}+")
     with pytest.raises(ValueError, match="train_file is empty"):
         run(files, tmp_path / "a", "wwm", bert, train_file=[])
     with pytest.raises(

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from heirloom.objectives.masking import WholeWordMasking
 from heirloom.objectives.token_batch import TokenBatch, Vocabulary, generator
 from heirloom.objectives.word_ids import (
+    FirstOf,
     Gazetteer,
     JiebaSegmenter,
     add_word_ids,
@@ -20,6 +21,7 @@ from heirloom.objectives.word_ids import (
     spans_of,
     token_word_ids,
 )
+from heirloom.training.stock_objectives import open_segmenter
 
 TEXTS = [
     "The unbelievable harbour isn't hard. It costs $5, she said!",
@@ -207,6 +209,19 @@ def test_words_that_repeat_are_found_in_order():
     assert spans_of("a b a", ["a", " ", "b", "a"]) == [(0, 1), (2, 3), (4, 5)]
 
 
+def test_what_an_earlier_segmenter_finds_stays_whole():
+    text = "in New York City today"
+    entities, words = Gazetteer(["New York"]), ["in", "New York City", "today"]
+    found = FirstOf([entities, lambda _: words])(text)
+    assert [text[begin:end] for begin, end in found] == ["in", "New York", " City", "today"]
+    found = FirstOf([lambda _: words, entities])(text)
+    assert [text[begin:end] for begin, end in found] == words
+    assert FirstOf([entities, Gazetteer(["York City"])])("New York") == [(0, 8)]
+    assert FirstOf([entities])("nothing") == FirstOf([entities])("") == []
+    # a space that an entity leaves over of a phrase is no unit
+    assert FirstOf([Gazetteer(["a"]), Gazetteer(["a "])])("a b") == [(0, 1)]
+
+
 def test_errors_say_what_to_do():
     dataset = Dataset.from_dict({"sentence": ["a"]})
     with pytest.raises(ValueError, match=r"expected a column 'text' in the data set, got \['sentence'\]"):
@@ -223,3 +238,13 @@ def test_jieba_is_optional():
             JiebaSegmenter()
     else:
         assert JiebaSegmenter()("我 来到") == [(0, 1), (2, 4)]
+
+
+def test_segmenters_of_the_command_line(tmp_path):
+    (tmp_path / "c++.txt").write_text("New York\n")
+    (tmp_path / "phrases.txt").write_text("York City\nin\n")
+    one, other = f"gazetteer:{tmp_path / 'c++.txt'}", f"gazetteer:{tmp_path / 'phrases.txt'}"
+    text = "in New York City"
+    assert open_segmenter(one)(text) == [(3, 11)]
+    assert open_segmenter(f"{other}+{other}")(text) == [(0, 2), (7, 16)]
+    assert open_segmenter("") is None

@@ -34,7 +34,10 @@ class PretrainArguments(DataArguments):
         default=None, metadata={"help": "objective: longest row; by default what fits, up to 512."}
     )
     segmenter: str = field(
-        default="", metadata={"help": "objective: what words are: jieba, or gazetteer:FILE of phrases."}
+        default="",
+        metadata={
+            "help": "objective: what words are: jieba, gazetteer:FILE of phrases, or both with + between."
+        },
     )
     mem_len: int | None = field(
         default=None,

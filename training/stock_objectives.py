@@ -38,7 +38,7 @@ from ..modeling.modeling_infoword import InfoWordForPreTraining
 from ..modeling.modeling_sentence_pair import SentencePairForPreTraining
 from ..modeling.modeling_spanbert import SpanBertForPreTraining
 from ..objectives.documents import Documents
-from ..objectives.word_ids import Gazetteer, JiebaSegmenter, Segmenter
+from ..objectives.word_ids import FirstOf, Gazetteer, JiebaSegmenter, Segmenter
 from .arguments import PretrainArguments
 from .objective_rows import Laned
 from .objectives import Objective, find_objective
@@ -145,6 +145,8 @@ def held_out(documents: Sentences, seed: int) -> tuple[Sentences, Sentences]:
 def open_segmenter(name: str) -> Segmenter | None:
     """A segmenter of `--segmenter`: jieba, or gazetteer:FILE with a phrase a line; None for words between spaces.
 
+    Several with + between them are one, of which an earlier one's finds stay whole: gazetteer:entities.txt+jieba.
+
     Raises:
         ValueError: another name.
         FileNotFoundError: no such file of phrases.
@@ -155,9 +157,14 @@ def open_segmenter(name: str) -> Segmenter | None:
     if name == "jieba":
         return JiebaSegmenter()
     kind, _, file = name.partition(":")
+    whole = kind == "gazetteer" and Path(file).is_file()
+    if "+" in name and not whole:
+        return FirstOf([open_segmenter(part or "nothing") for part in name.split("+")])
     if kind != "gazetteer" or not file:
-        raise ValueError(f"segmenter must be jieba or gazetteer:FILE, got {name!r}.")
-    if not Path(file).is_file():
+        raise ValueError(
+            f"segmenter must be jieba or gazetteer:FILE, or some of them with + between, got {name!r}."
+        )
+    if not whole:
         raise FileNotFoundError(f"{file} does not exist. Give a file with a phrase or an entity a line.")
     return Gazetteer(map(str.strip, Path(file).read_text("utf-8").splitlines()))
 
