@@ -33,7 +33,8 @@ def test_jobs(workflow):
     for name, job in workflow["jobs"].items():
         for step in job["steps"]:
             assert ("run" in step) != ("uses" in step), f"{name}: {step}"
-            assert "@" in step.get("uses", "@"), f"{name}: an action without a version"
+            if "uses" in step:
+                assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", step["uses"]), f"{name}: no commit"
 
 
 def test_only_publishing_may_publish(workflow):

@@ -101,27 +101,21 @@ TABLE: list[tuple[tuple[str, ...], str, str, str]] = [
         "compares two calls with labels; the generator draws anew in each",
     ),
     (
-        ("JointLossTest", "JointLossSimilarityTest"),
+        (*JOINT, "MultiTaskTest"),
         "test_correct_missing_keys",
-        "ignore_mismatched_sizes",
-        INNER.format("`from_backbone_pretrained`"),
-    ),
-    (
-        ("JointLossMaskedTest", "MultiTaskTest"),
-        "test_correct_missing_keys",
-        "classifier_dropout",
+        "call from_backbone_pretrained of",
         INNER.format("`from_backbone_pretrained`"),
     ),
     (
         ("SpanBertTest", "SentencePairTest"),
         "test_correct_missing_keys",
-        "ignore_mismatched_sizes",
+        "call from_encoder of",
         INNER.format("`from_encoder`"),
     ),
     (
         ("ElectraJointTest",),
         "test_correct_missing_keys",
-        "ignore_mismatched_sizes",
+        "call from_electra_pretrained of",
         INNER.format("`from_electra_pretrained`"),
     ),
     *(
