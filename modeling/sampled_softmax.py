@@ -7,10 +7,14 @@ Letters: N positions, P features, V classes, S sampled classes, T draws that it 
 """
 
 import math
+import mmap
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+LARGE = 2**25  # bytes of a table; the C library takes that much from the system anew each time
 
 
 def draw_log_uniform(classes: int, count: int) -> tuple[Tensor, int]:
@@ -63,6 +67,40 @@ def expected_counts(ids: Tensor, classes: int, count: int, draws: int) -> Tensor
     return count * chance if draws == count else -torch.expm1(draws * torch.log1p(-chance))
 
 
+def rows_of(weight: Tensor, ids: Tensor) -> Tensor:
+    """Some rows of a table; the gradient of a large one takes memory on a CPU for the pages with these rows only.
+
+    The gradient is dense, as every optimizer wants it. Written out, the zeros of 800,000 rows would take longer than all the
+    rest of a sampled softmax.
+
+    Args:
+        weight: (V, P).
+        ids: (S,), rows; they may repeat.
+
+    Returns:
+        (S, P). Second derivatives are not supported where memory is saved.
+    """
+    usual = weight.device.type != "cpu" or torch.compiler.is_compiling() or not hasattr(mmap, "MAP_PRIVATE")
+    return weight.index_select(0, ids) if usual or weight.nbytes < LARGE else _Rows.apply(weight, ids)
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.weight = weight.shape, weight.dtype, weight.nbytes
+        return weight.index_select(0, ids)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        # Zeros of the system's: there is no page before somebody writes to it, while torch writes all of its zeros.
+        shape, dtype, size = ctx.weight
+        zeros = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        table = torch.frombuffer(zeros, dtype=dtype).view(shape)
+        return table.index_add_(0, ctx.saved_tensors[0], gradient), None
+
+
 def sampled_softmax_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -92,7 +130,7 @@ def sampled_softmax_loss(
     kind = torch.promote_types(hidden.dtype, torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
         ids = torch.cat([targets, sampled])
-        rows, biases = weight.index_select(0, ids).to(kind), bias.index_select(0, ids).to(kind)
+        rows, biases = rows_of(weight, ids).to(kind), bias.index_select(0, ids).to(kind)
         expected = expected_counts(ids - skip, len(weight) - skip, len(sampled), draws)
         biases = biases - expected.log().to(kind)
         hidden, known = hidden.to(kind), len(targets)
@@ -103,4 +141,4 @@ def sampled_softmax_loss(
         return F.cross_entropy(logits, torch.zeros_like(targets), reduction="sum")
 
 
-__all__ = ["draw_log_uniform", "expected_counts", "sampled_softmax_loss"]
+__all__ = ["draw_log_uniform", "expected_counts", "rows_of", "sampled_softmax_loss"]

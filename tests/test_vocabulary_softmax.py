@@ -1,7 +1,9 @@
 """Full, sampled and adaptive softmax: the layers and losses by themselves, and the language model that trains with them."""
 
 import math
+import mmap
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,10 +16,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForPreTraining
 from transformers import initialization as init
 
+from heirloom.modeling import sampled_softmax, vocabulary_softmax
 from heirloom.modeling import softmax_loss as blocks
-from heirloom.modeling import vocabulary_softmax
 from heirloom.modeling.modeling_elmo import ElmoForPreTraining
-from heirloom.modeling.sampled_softmax import draw_log_uniform, expected_counts, sampled_softmax_loss
+from heirloom.modeling.sampled_softmax import draw_log_uniform, expected_counts, rows_of, sampled_softmax_loss
 from heirloom.modeling.vocabulary_softmax import init_softmax, log_probabilities, make_softmax, target_loss
 
 CLASSES, SIZE, POSITIONS = 12, 16, 9
@@ -455,3 +457,34 @@ def test_a_model_of_characters_has_nothing_to_tie():
         StrictDataclassError, match=r"as wide as projection_size \(16\).*word_embedding_size 0"
     ):
         config(OPTIONS, WEIGHTS, tie_word_embeddings=True)
+
+
+@pytest.mark.parametrize("large", [0, 2**25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_rows_of_a_table_and_their_gradient(dtype, large, monkeypatch):
+    monkeypatch.setattr(sampled_softmax, "LARGE", large)
+    table = torch.randn(7, 3).to(dtype).requires_grad_()
+    twin = table.detach().clone().requires_grad_()
+    ids, probe = torch.tensor([5, 0, 5, 2]), torch.randn(4, 3).to(dtype)
+    for _ in range(2):  # gradients add up
+        found, expected = rows_of(table, ids), twin[ids]
+        assert torch.equal(found, expected)
+        (found * probe).sum().backward()
+        (expected * probe).sum().backward()
+    torch.testing.assert_close(table.grad, twin.grad)
+    assert table.grad.is_contiguous()
+    table.grad.zero_()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory in use is read from /proc")
+def test_the_gradient_of_few_rows_takes_little_memory():
+    table = torch.zeros(400_000, 128, requires_grad=True)  # 205 MB
+    rows = rows_of(table, torch.arange(0, 400_000, 4_000)).sum()
+    before = pages_in_use()
+    rows.backward()
+    assert (pages_in_use() - before) * mmap.PAGESIZE < 20e6
+    assert table.grad.sum() == 100 * 128
+
+
+def pages_in_use() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1])
