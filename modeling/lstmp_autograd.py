@@ -171,6 +171,8 @@ def run_loop(
 
 def last_positions(batch_sizes: list[int]) -> Tensor:
     """(R,): where each row's last step stands among the packed positions."""
+    if batch_sizes and batch_sizes[0] == batch_sizes[-1]:
+        return torch.arange(sum(batch_sizes) - batch_sizes[0], sum(batch_sizes))
     sizes = torch.tensor(batch_sizes, dtype=torch.long)
     starts = sizes.cumsum(0) - sizes
     rows = torch.arange(batch_sizes[0] if batch_sizes else 0)

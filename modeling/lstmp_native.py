@@ -248,12 +248,14 @@ def run_steps(
 
 def _addresses(blocks: list[Tensor], index: Tensor | None, positions: int) -> Tensor:
     """(N,): where the row of each position lies in memory."""
-    rows, vectors = len(blocks[0]), sum(map(len, blocks))
+    rows, vectors, width = len(blocks[0]), sum(map(len, blocks)), blocks[0][0].nbytes
+    if index is None and positions == rows == vectors:  # the usual case, in one operation
+        return torch.arange(blocks[0].data_ptr(), blocks[0].data_ptr() + rows * width, width)
     index = torch.arange(positions) if index is None else index
     if len(index) != positions or (positions and not 0 <= index.min() <= index.max() < vectors):
         raise IndexError(f"run_steps: {positions} positions point outside of {vectors} input products.")
     starts = torch.tensor([block.data_ptr() for block in blocks])
-    return starts[index // rows] + index % rows * blocks[0][0].nbytes
+    return starts[index // rows] + index % rows * width
 
 
 def cells_forward(gate: Tensor, before: Tensor, c: Tensor, cell_clip: float | None) -> Tensor:
