@@ -6,6 +6,7 @@ frequency. The loss is a training signal and no perplexity: with the same weight
 Letters: N positions, P features, V classes, S sampled classes, T draws that it took to find S distinct ones.
 """
 
+import contextlib
 import math
 import mmap
 
@@ -68,19 +69,20 @@ def expected_counts(ids: Tensor, classes: int, count: int, draws: int) -> Tensor
 
 
 def rows_of(weight: Tensor, ids: Tensor) -> Tensor:
-    """Some rows of a table; the gradient of a large one takes memory on a CPU for the pages with these rows only.
+    """Some rows of a table; on Linux, the gradient of a large one is made in half the time.
 
-    The gradient is dense, as every optimizer wants it. Written out, the zeros of 800,000 rows would take longer than all the
-    rest of a sampled softmax.
+    The gradient is dense, as every optimizer wants it, and its zeros are most of a sampled softmax's work where a
+    table has 800,000 rows. In pages of 2 MB the system clears them faster than in those of 4 KB that torch gets, and only those
+    that hold one of the rows. (4 KB pages made on the first write would be faster still here, and twice as slow in the optimizer.)
 
     Args:
         weight: (V, P).
         ids: (S,), rows; they may repeat.
 
     Returns:
-        (S, P). Second derivatives are not supported where memory is saved.
+        (S, P). Second derivatives are not supported for large tables.
     """
-    usual = weight.device.type != "cpu" or torch.compiler.is_compiling() or not hasattr(mmap, "MAP_PRIVATE")
+    usual = weight.device.type != "cpu" or torch.compiler.is_compiling() or not hasattr(mmap, "MADV_HUGEPAGE")
     return weight.index_select(0, ids) if usual or weight.nbytes < LARGE else _Rows.apply(weight, ids)
 
 
@@ -94,9 +96,10 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        # Zeros of the system's: there is no page before somebody writes to it, while torch writes all of its zeros.
         shape, dtype, size = ctx.weight
         zeros = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a system built without large pages
+            zeros.madvise(mmap.MADV_HUGEPAGE)
         table = torch.frombuffer(zeros, dtype=dtype).view(shape)
         return table.index_add_(0, ctx.saved_tensors[0], gradient), None
 
