@@ -40,6 +40,7 @@ from transformers import (
     RobertaForMaskedLM,
     T5Config,
     T5ForConditionalGeneration,
+    TrainingArguments,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
     XLNetConfig,
@@ -162,3 +163,23 @@ def rows_of(name, lengths=(4, 9, 30, 12, 25, 5, 18, 7)):
 
 def batch_of(name):
     return collator_of(name)(rows_of(name))
+
+
+def plain_sgd(folder, rows, **more) -> TrainingArguments:
+    """Options of a Trainer that logs each step and changes no weight, unless `more` says so; rows of a batch."""
+    arguments = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": rows,
+        "per_device_eval_batch_size": rows,
+        "learning_rate": 0.0,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "num_train_epochs": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return TrainingArguments(**arguments | more)

@@ -169,7 +169,9 @@ def test_levels_below_the_machines_give_the_same(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(lstmp_native, "library", lambda library=library: (library, ""))
             found = lstmp_native.run_steps([gates], None, BATCH, made[2], made[4], made[5:], 0.4, 0.15)
-            half = lstmp_native.run_steps([gates.bfloat16()], None, BATCH, made[2], made[4], made[5:], 0.4, 0.15)
+            half = lstmp_native.run_steps(
+                [gates.bfloat16()], None, BATCH, made[2], made[4], made[5:], 0.4, 0.15
+            )
         torch.testing.assert_close(found, (expected, c), rtol=0, atol=CLOSE)
         assert (half[0] - expected).norm() < 0.02 * expected.norm()
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from reference import lanes_naive, permutation_naive
 from stock_lms import fuzz
-from stock_pretraining_models import WORDPIECES, WORDS
-from transformers import TrainingArguments, XLNetConfig, XLNetLMHeadModel
+from stock_pretraining_models import WORDPIECES, WORDS, plain_sgd
+from transformers import XLNetConfig, XLNetLMHeadModel
 from two_processes import run_in_two_processes
 
 from heirloom.objectives.documents import Documents
@@ -285,22 +285,7 @@ def test_a_model_that_remembers_whole_rows_would_see_the_answers():
 def trainer_of(folder, model=None, rows=2, **more) -> StockPretrainingTrainer:
     own = {"train_dataset": lanes_of(72), "data_collator": RowByRow(WORDPIECES, collator().targets)}
     own |= {key: more.pop(key) for key in (*own, "eval_dataset") if key in more}
-    arguments = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": rows,
-        "per_device_eval_batch_size": rows,
-        "learning_rate": 0.0,
-        "optim": "sgd",
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "num_train_epochs": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    return StockPretrainingTrainer(model or model_of(), TrainingArguments(**arguments | more), **own)
+    return StockPretrainingTrainer(model or model_of(), plain_sgd(folder, rows, **more), **own)
 
 
 def losses(trainer, name="loss") -> list[float]:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from stock_lms import fuzz
-from stock_pretraining_models import WORDPIECES, WORDS
+from stock_pretraining_models import WORDPIECES, WORDS, plain_sgd
 from torch.utils.data import BatchSampler, SequentialSampler
-from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments, XLNetConfig, XLNetLMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, XLNetConfig, XLNetLMHeadModel
 
 from heirloom.objectives.text_packing import DataCollatorForCausalLanguageModeling
 from heirloom.objectives.token_lanes import DataCollatorForTokenLanes, TokenLanes, pack_lanes
@@ -29,22 +29,7 @@ def model_of(**changes) -> XLNetLMHeadModel:
 def trainer_of(folder, model=None, rows=3, **more) -> StockPretrainingTrainer:
     own = {"train_dataset": TokenLanes(TEXT, 5), "data_collator": DataCollatorForTokenLanes(WORDPIECES)}
     own |= {key: more.pop(key) for key in (*own, "eval_dataset") if key in more}
-    arguments = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": rows,
-        "per_device_eval_batch_size": rows,
-        "learning_rate": 0.0,
-        "optim": "sgd",
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "num_train_epochs": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    return StockPretrainingTrainer(model or model_of(), TrainingArguments(**arguments | more), **own)
+    return StockPretrainingTrainer(model or model_of(), plain_sgd(folder, rows, **more), **own)
 
 
 def losses(trainer) -> list[float]:
