@@ -376,7 +376,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--peer", choices=["stepwise", "allennlp"], default="stepwise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the numbers there too")
-    parser.add_argument("--show", type=Path, nargs="+", metavar="JSON", help="print the tables of earlier runs")
+    parser.add_argument(
+        "--show", type=Path, nargs="+", metavar="JSON", help="print the tables of earlier runs"
+    )
     return parser.parse_args(arguments)
 
 
