@@ -1,4 +1,4 @@
-"""What a run's card says besides its losses: numbers for the Hub, papers, names on the Hub, the verb's own options."""
+"""What a run's card says besides its losses: numbers for the Hub, papers, names on the Hub, the verb's own options; and its push."""
 
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -53,6 +53,16 @@ def facts_of_run(trainer: Trainer, arguments, scores: dict[str, float], measures
     }
 
 
+def push_if_asked(trainer: Trainer) -> None:
+    """Push a run's folder with the card that it has by now, where `push_to_hub` says so; each process calls this.
+
+    Args:
+        trainer: after training.
+    """
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+
+
 def own_options(trainer: Trainer, arguments) -> dict[str, str]:
     """The size of the model, and the verb's options that are not the default; of a path only its last name.
 
@@ -89,4 +99,4 @@ def _local(name: str) -> bool:
     return Path(name).exists()
 
 
-__all__ = ["TASKS", "facts_of_run", "own_options"]
+__all__ = ["TASKS", "facts_of_run", "own_options", "push_if_asked"]

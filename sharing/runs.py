@@ -17,7 +17,7 @@ from ..training.seq2seq_arguments import Seq2SeqArguments
 from ..training.trainer import read_log
 from .cards import CardFacts, training_facts, write_card
 from .quiet import quiet_libraries
-from .run_facts import TASKS, facts_of_run, own_options
+from .run_facts import TASKS, facts_of_run, own_options, push_if_asked
 
 MEASURES = {
     "eval_perplexity": "held-out perplexity, whole vocabulary",
@@ -183,6 +183,7 @@ def _run(
     seconds = time.time() - start
     scores = next(record for record in reversed(trainer.state.log_history) if "eval_loss" in record)
     if not main:
+        push_if_asked(trainer)
         return scores
     pictures = _draw(folder, trainer)
     facts, template = _facts(
@@ -198,6 +199,7 @@ def _run(
         **facts_of_run(trainer, arguments, scores, MEASURES),
     )
     write_card(folder, facts, template)
+    push_if_asked(trainer)
     console = Console(highlight=False)
     for key, name in MEASURES.items():
         if key in scores:

@@ -14,7 +14,7 @@ from ..training.stock_objectives import pretrain_stock
 from ..training.trainer import read_log
 from .cards import CardFacts, training_facts, write_card
 from .quiet import quiet_libraries
-from .run_facts import TASKS, facts_of_run, own_options
+from .run_facts import TASKS, facts_of_run, own_options, push_if_asked
 
 MEASURES = {
     "eval_mlm_loss": "hidden tokens, nats a token",
@@ -75,6 +75,7 @@ def run_stock_pretraining(
     scores = next(record for record in reversed(trainer.state.log_history) if "eval_loss" in record)
     if main:
         _write(folder, objective, trainer, arguments, scores, time.time() - start)
+    push_if_asked(trainer)
     return scores
 
 

@@ -49,7 +49,10 @@ from heirloom.modeling.modeling_multi_task import MultiTaskModel
 from heirloom.modeling.modeling_sentence_pair import SentencePairForPreTraining
 from heirloom.modeling.modeling_spanbert import SpanBertForPreTraining
 from heirloom.sharing.pushing import plan_push, push
+from heirloom.sharing.runs import run_pretraining
+from heirloom.sharing.stock_runs import run_stock_pretraining
 from heirloom.tokenization.tokenization_elmo import ElmoTokenizer
+from heirloom.training.arguments import PretrainArguments
 from heirloom.training.shareable_arguments import shareable_arguments
 from heirloom.training.trainer import PretrainingTrainer
 
@@ -301,6 +304,51 @@ def test_our_trainers_push_no_path_and_no_token(strategy, hub, tmp_path):
     assert found.save_strategy == arguments.save_strategy
     assert found.device.type == "cpu"
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "secret" / "run")) is LstmLMForCausalLM
+
+
+def small_run(folder, **more) -> TrainingArguments:
+    own = {"max_steps": 1, "logging_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    return TrainingArguments(output_dir=str(folder), push_to_hub=True, **own | more)
+
+
+@pytest.mark.parametrize("objective", ["", "gpt"])
+def test_a_verbs_run_is_pushed_with_its_card(objective, hub, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The old clock struck nine .\n\nNobody came .\n\nThe clock struck .\n\n" * 4)
+    options = {"char_filters": "[[1, 4]]", "projection_size": 8, "cell_size": 12, "min_count": 1}
+    if objective:
+        vocabulary = {"<unk>": 0, "<eos>": 1, "The": 2, "clock": 3}
+        backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+        PreTrainedTokenizerFast(
+            tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>"
+        ).save_pretrained(tmp_path / "words")
+        sizes = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2}
+        options = {"model": json.dumps(sizes), "tokenizer": str(tmp_path / "words"), "max_tokens": 8}
+    arguments = PretrainArguments(objective=objective, train_file=[str(text)], **options)
+    name = f"ada/run-{objective or 'elmo'}"
+    run = run_stock_pretraining if objective else run_pretraining
+    run(arguments, small_run(tmp_path / "run", hub_model_id=name))
+    files = hub.repositories[name].find("main").files
+    card = (tmp_path / "run" / "README.md").read_bytes()
+    assert files["README.md"].data == card
+    assert b"trained so with heirloom" in card or b"trained with heirloom" in card
+    assert {"model.safetensors", "curves.png"} <= files.keys()
+
+
+def test_our_trainers_write_a_draft_over_a_draft_alone(hub, tmp_path):
+    rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 2
+    arguments = small_run(tmp_path / "run", hub_model_id="ada/drafts")
+    trainer = PretrainingTrainer(LstmLMForCausalLM(LstmLMConfig(**LSTM)), arguments, train_dataset=rows)
+    trainer.train()
+    trainer.push_to_hub()
+    card = tmp_path / "run" / "README.md"
+    assert "Trainer had access to" in card.read_text()
+    trainer.push_to_hub(tasks="text-generation", dataset="poems")
+    assert "poems" in card.read_text()
+    card.write_text("# Mine\n")
+    trainer.push_to_hub(dataset="poems")
+    assert card.read_text() == "# Mine\n"
+    assert hub.repositories["ada/drafts"].find("main").files["README.md"].data == b"# Mine\n"
 
 
 def test_what_is_left_of_training_arguments(tmp_path):

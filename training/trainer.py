@@ -19,6 +19,8 @@ from .recurrence import SegmentRecurrence, recurrent_name
 from .resuming import FILES, MarkWholeCheckpoints, last_whole_checkpoint, load_position, save_position
 from .shareable_arguments import shareable_arguments
 
+DRAFT = "the information the Trainer had access to"  # a comment in every card of Trainer's
+
 
 class PretrainingTrainer(Trainer):
     """Trainer with the parts of the loss in its log and an evaluation whose `exp` is the perplexity.
@@ -107,6 +109,12 @@ class PretrainingTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder):
         with shareable_arguments(self):
             super()._push_from_checkpoint(checkpoint_folder)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """As in Trainer, unless the run's folder has a card that is no draft of Trainer's: that one stays."""
+        card = Path(self.args.output_dir) / "README.md"
+        if not card.is_file() or DRAFT in card.read_text(encoding="utf-8"):
+            super().create_model_card(*args, **kwargs)
 
     def _carried(self, dataset) -> SegmentRecurrence | None:
         """What carries the state over a data set's batches; None where each batch stands alone."""
