@@ -166,6 +166,21 @@ def test_shards_hold_few_words_and_whole_batches(step, limits, starts, monkeypat
     assert list(embedding._cut([], step)) == []
 
 
+def test_parts_of_another_cut_are_not_reused(checkpoint, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "SHARD", (2, 1000))
+    monkeypatch.setitem(embedding.WRITERS, "safetensors", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        embed_file(str(checkpoint), text, tmp_path / "out", "top", "safetensors")
+    assert len(list((tmp_path / "out.partial").glob("*.safetensors"))) == 3
+    monkeypatch.undo()
+    monkeypatch.setattr(embedding, "SHARD", (3, 1000))
+    embed_file(str(checkpoint), text, tmp_path / "out", "top", "safetensors")
+    embed_file(str(checkpoint), text, tmp_path / "fresh", "top", "safetensors")
+    found, expected = load_file(tmp_path / "out"), load_file(tmp_path / "fresh")
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+
+
 def test_carried_batches_are_the_same_whatever_the_shards(checkpoint, text, tmp_path, monkeypatch):
     embed_file(str(checkpoint), text, tmp_path / "one", "top", "safetensors", stateful_batch=2)
     monkeypatch.setattr(embedding, "SHARD", (3, 1000))
