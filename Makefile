@@ -9,7 +9,7 @@ run: ## the main job: pre-train, fine-tune and compare, a few minutes on a CPU
 	heirloom quickstart
 
 test: ## all tests that need no network, no GPU and little time
-	pytest
+	pytest -n 2 --dist loadfile
 
 lint: ## style and form, as CI checks them
 	ruff check .
