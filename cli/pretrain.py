@@ -18,7 +18,7 @@ def pretrain(
     model    --model_type elmo|lstm-lm --softmax full|sampled|adaptive --cell_size ...
              --model CHECKPOINT goes on from there
     stock    --objective NAME (see `heirloom objectives`) --model CHECKPOINT --tokenizer T
-             --max_tokens N --segmenter jieba|gazetteer:FILE
+             --max_tokens N --segmenter jieba|gazetteer:FILE, or both with + between
              --mem_len N --reuse_len N (memories of xlnet and transformer-xl)
     Trainer  --output_dir D --num_train_epochs N --learning_rate X --seed N
              --resume_from_checkpoint true

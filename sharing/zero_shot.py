@@ -25,10 +25,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.utils import logging
 
 from ..modeling.backbones_joint_loss import position_limit
 from ..modeling.recurrent_cache import RecurrentLayer
 from .scoring import evaluating
+
+logger = logging.get_logger(__name__)
 
 NORMALIZATIONS = ("mean", "sum", "pmi")
 
@@ -37,6 +40,18 @@ EXACT_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, RecurrentLayer)
 # Rows by which a cache is tried. The ids are the usual ones of padding, by which RoBERTa counts its positions otherwise
 # with a cache than without.
 PREFIX, NEXT = [0, 1], [[1, 1], [0, 0]]
+
+# How models say that they take one token at a time behind a cache, or none of several.
+REFUSALS = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 Row = tuple[tuple[int, ...], int]  # ids, and how many of them at the end are scored
 
@@ -252,7 +267,8 @@ class ZeroShotScorer:
         try:
             with evaluating(self.model):
                 return self._goes_on()
-        except Exception:  # some take one token at a time behind a cache; all are read without
+        except REFUSALS as error:  # nothing is lost: rows are read whole
+            logger.info(f"{type(self.model).__name__} does not go on from its cache: {error}")
             return False
 
     def _goes_on(self) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 
 import pytest
 import torch
@@ -80,10 +81,11 @@ def test_sentence_transformers(checkpoint, tmp_path):
     assert with_prompt.sum() == 2
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("sentence_transformers") is not None, reason="sentence-transformers is there"
-)
-def test_without_sentence_transformers():
+def test_without_sentence_transformers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # as if it were not installed
+    for name in [name for name in sys.modules if name.startswith("sentence_transformers.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "heirloom.sharing.sentence_transformers", raising=False)
     with pytest.raises(
         ImportError, match=r"needs sentence-transformers .*heirloom-lm\[sentence-transformers\]"
     ):
