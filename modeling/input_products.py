@@ -2,7 +2,8 @@
 
 They are the largest tensors of a run: 57 MB for 32 sentences of 25 words at ELMo's original size. The C library takes memory
 of more than 32 MB from the system anew each time, which clears it page by page: one product of 864 rows took 133 ms, the
-same in blocks 35. (glibc, two threads, measured on the CPU this was built on.)
+same in blocks 35. Of small models a block stays in the caches until its steps are done. (glibc, two threads, measured on the
+CPU this was built on.)
 
 Letters: N positions of the packed batch, U distinct inputs, I inputs, D cells.
 """
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-BLOCK = 2**24  # bytes; the rows of a block still fill a product
+ROWS, BYTES = 512, 2**24  # of a block at most; the rows still fill a product
 
 
 class InputProducts:
@@ -30,13 +31,12 @@ class InputProducts:
 
     def __init__(self, inputs: Tensor, index: Tensor | None, multiply: Callable[[Tensor], Tensor], row: int):
         self.inputs, self.index, self.multiply = inputs, index, multiply
-        self.rows = max(1, BLOCK // row)
+        self.rows = max(1, min(ROWS, BYTES // row))
         self.distinct = None
         if index is not None:
-            if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(inputs):
-                raise ValueError(
-                    f"lstmp: index goes from {int(index.min())} to {int(index.max())}, expected 0 to {len(inputs) - 1}."
-                )
+            low, high = map(int, index.aminmax()) if len(index) else (0, -1)
+            if low < 0 or high >= len(inputs):
+                raise ValueError(f"lstmp: index goes from {low} to {high}, expected 0 to {len(inputs) - 1}.")
             self.distinct = [multiply(part) for part in inputs.split(self.rows)]
 
     def pieces(self, batch_sizes: list[int]) -> Iterator[tuple[int, list[int]]]:

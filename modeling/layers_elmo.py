@@ -248,25 +248,38 @@ class ElmoLstm(nn.Module):
         if backward_index is not None:
             texts, places = (index, backward_index), (places[0], places[0])
         stacks = self.forward_layers, self.backward_layers
-        halves = []
-        for direction, (layers, text, place) in enumerate(zip(stacks, texts, places, strict=True)):
-            size, cells = h.shape[2] // 2, c.shape[2] // 2
-            h_half = slice(direction * size, (direction + 1) * size)
-            c_half = slice(direction * cells, (direction + 1) * cells)
-            unpack = torch.empty_like(place)
-            unpack[place] = torch.arange(len(place), device=place.device)
-            hidden, words, outputs = vectors, text[place], []
-            if self.training and self.dropout:  # each position loses other features
-                hidden, words = vectors.index_select(0, words), None
-            for number, layer in enumerate(layers):
-                hidden = F.dropout(hidden, self.dropout, self.training)
-                state = h[number, order, h_half], c[number, order, c_half]
-                output, (h_last, c_last) = layer(hidden, batch_sizes, state, None if number else words)
-                hidden = output + hidden if number and self.use_skip_connections else output
-                h[number, order, h_half], c[number, order, c_half] = h_last.detach(), c_last.detach()
-                outputs.append(hidden.index_select(0, unpack))
-            halves.append(outputs)
+        starts = zip(*(state.index_select(1, order).chunk(2, 2) for state in (h, c)), strict=True)
+        halves, ends = [], []
+        for layers, text, place, start in zip(stacks, texts, places, starts, strict=True):
+            words = text.index_select(0, place)
+            outputs, states = self._read(layers, vectors, words, batch_sizes, start)
+            unpack = torch.empty_like(place).scatter_(0, place, torch.arange(len(place), device=place.device))
+            halves.append([output.index_select(0, unpack) for output in outputs])
+            ends.append(states)
+        for state, last in zip((h, c), zip(*ends, strict=True), strict=True):
+            state.index_copy_(1, order, torch.cat(last, 2).detach())
         return [torch.cat(pair, 1) for pair in zip(*halves, strict=True)], (h, c)
+
+    def _read(
+        self,
+        layers: nn.ModuleList,
+        hidden: Tensor,
+        words: Tensor,
+        batch_sizes: list[int],
+        states: tuple[Tensor, Tensor],
+    ) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
+        """One direction: from vectors (U, P), packed words (N,) and states (L, R, P) and (L, R, D) to packed outputs (N, P)
+        of each layer and the last states."""
+        if self.training and self.dropout:  # each position loses other features
+            hidden, words = hidden.index_select(0, words), None
+        outputs, ends = [], []
+        for number, (layer, *state) in enumerate(zip(layers, *states, strict=True)):
+            hidden = F.dropout(hidden, self.dropout, self.training)
+            output, last = layer(hidden, batch_sizes, tuple(state), None if number else words)
+            hidden = output + hidden if number and self.use_skip_connections else output
+            outputs.append(hidden)
+            ends.append(last)
+        return outputs, tuple(map(torch.stack, zip(*ends, strict=True)))
 
     def _rows(self, states, batch: int) -> tuple[Tensor, Tensor]:
         """Copies of the states with at least `batch` rows, or zeros."""

@@ -86,10 +86,11 @@ def lstmp(
     # One precision for the whole recurrence: autocast would cast each step's products but not the in-place sums.
     with torch.autocast(inputs.device.type, enabled=False):
         tensors = [inputs, *state, weight_ih, weight_hh, bias, weight_proj]
-        tensors = [tensor if tensor is None else tensor.to(weight_hh.dtype) for tensor in tensors]
+        dtype = weight_hh.dtype
+        tensors = [one if one is None or one.dtype == dtype else one.to(dtype) for one in tensors]
         training = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
         path = choose_path(weight_hh)
-        half = precision == "bf16" and not training and weight_hh.dtype == torch.float32
+        half = precision == "bf16" and not training and dtype == torch.float32
         clips = cell_clip, proj_clip
         if path == "cuda" and not training and positions:
             outputs, c = run_pieces(*tensors, batch_sizes, index, *clips, half)
@@ -122,17 +123,13 @@ def _by_pieces(
         inputs, bias = inputs.bfloat16(), bias.bfloat16()
     multiply = multiplier(weight_ih, packs(weight_ih, path), half)
     products = InputProducts(inputs, index, lambda x: multiply(x, bias), 4 * c.shape[1] * inputs.itemsize)
+    options = weight_hh, weight_proj
+    if path == "native":
+        return run_steps(products, batch_sizes, *options, (h, c), cell_clip, proj_clip, half)
     outputs, c = [], c.clone()  # its rows that have ended stay as they are
     for start, sizes in products.pieces(batch_sizes):
-        here, n = (start, start + sum(sizes)), sizes[0]
-        if path == "native":
-            state, clips = (h[:n], c[:n]), (cell_clip, proj_clip)
-            piece, c[:n] = run_steps(*products.blocks(*here), sizes, weight_hh, weight_proj, state, *clips)
-        else:
-            gates = products.gates(*here).to(c.dtype)
-            piece = run_loop(
-                gates, weight_hh, weight_proj, h[:n], c[:n], sizes, cell_clip, proj_clip, path, half
-            )
+        n, gates = sizes[0], products.gates(start, start + sum(sizes)).to(c.dtype)
+        piece = run_loop(gates, *options, h[:n], c[:n], sizes, cell_clip, proj_clip, path, half)
         outputs.append(piece)
         h = piece[-sizes[-1] :]
     return torch.cat(outputs), c

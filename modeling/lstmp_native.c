@@ -16,7 +16,7 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#ifdef __AVX512BF16__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -34,6 +34,7 @@
 #define GROUP 16   /* cells of a block */
 #define CHUNK 1024 /* cells whose weights of a block, 256 KB, stay in the second cache from one panel to the next */
 #define AHEAD 12288 /* bytes of weights to ask for early; a quarter faster than none where they come from memory */
+#define FAR 16777216 /* bytes of weights that come from memory at each step */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
@@ -62,10 +63,18 @@ INLINE vec load(const float *at) { return *(const vec *)at; }
 INLINE void store(float *at, vec value) { *(vec *)at = value; }
 INLINE vec all(float value) { return value - (vec){0}; }
 INLINE vec pick(ints where, vec yes, vec no) { return (vec)((where & (ints)yes) | (~where & (ints)no)); }
-INLINE vec clip(vec x, float limit) {
-  x = pick(x > all(limit), all(limit), x);
-  return pick(x < all(-limit), all(-limit), x);
-}
+/* The smaller or larger one of a and b; b where one of them is no number. */
+#if WIDTH == 16
+INLINE vec smaller(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+#elif WIDTH == 8
+INLINE vec smaller(vec a, vec b) { return (vec)_mm256_min_ps((__m256)a, (__m256)b); }
+INLINE vec larger(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
+#else
+INLINE vec smaller(vec a, vec b) { return pick(a < b, a, b); }
+INLINE vec larger(vec a, vec b) { return pick(a > b, a, b); }
+#endif
+INLINE vec clip(vec x, float limit) { return larger(all(-limit), smaller(all(limit), x)); }
 
 /* bf16 is the upper half of a float. */
 INLINE float from_half(uint16_t bits) {
@@ -114,18 +123,20 @@ INLINE vec magnitude(vec x) { return (vec)((ints)x & 0x7fffffff); }
 
 typedef vec Sums[PANEL][4];
 
-/* Weights that are wanted next. The panels of a block find it in the second cache, all but the first; so each of them asks
-   for a part of the block behind, and memory is read while others multiply: a quarter faster at 32 rows in float. */
+/* Weights that are wanted next, where they come from memory. The panels of a block find it in the second cache, all but the
+   first; so each of them asks for a part of the block behind, and memory is read while others multiply: a quarter faster at
+   32 rows in float. Where weights lie in the caches, asking costs a tenth. */
 typedef struct {
   const char *at;
   int64_t lines; /* of 64 bytes; at most two for each of a product's inputs */
+  int far;       /* whether weights come from memory */
 } Ahead;
 
 /* The part for one of some panels, when `bytes` from `weights` on are at work and as many more may follow. */
-INLINE Ahead ahead_of(const char *weights, int64_t bytes, int64_t panel, int64_t panels, int more) {
+INLINE Ahead ahead_of(const char *weights, int64_t bytes, int64_t panel, int64_t panels, int more, int far) {
   const int64_t lines = bytes / 64, from = lines * panel / panels, to = lines * (panel + 1) / panels;
-  Ahead none = {0, 0}, ahead = {weights + bytes + 64 * from, to - from};
-  return more && panels > 1 ? ahead : none;
+  Ahead none = {0, 0, far}, ahead = {weights + bytes + 64 * from, to - from, far};
+  return far && more && panels > 1 ? ahead : none;
 }
 
 INLINE void product(int rows, int bf16, const void *weights, const void *x, int64_t stride, int64_t inputs, Ahead ahead,
@@ -138,8 +149,9 @@ INLINE void product(int rows, int bf16, const void *weights, const void *x, int6
       for (int part = 0; part < 4; part++) parts[u][row][part] = all(0);
   for (int64_t k = 0; k < count; k += copies) {
     const float *w = (const float *)weights + k * BLOCK; /* a pair of bf16 is as long as a float */
+    if (ahead.far)
 #pragma GCC unroll 16
-    for (int line = 0; line < 4 * copies; line++) __builtin_prefetch((const char *)w + AHEAD + 64 * line);
+      for (int line = 0; line < 4 * copies; line++) __builtin_prefetch((const char *)w + AHEAD + 64 * line);
     if (!bf16 && rows > 2) { /* bf16 weights are half as large: it would cost more there than it gains */
       if (k < ahead.lines) __builtin_prefetch(ahead.at + 64 * k, 0, 2);
       if (k + count < ahead.lines) __builtin_prefetch(ahead.at + 64 * (k + count), 0, 2);
@@ -186,6 +198,8 @@ INLINE void cells(int rows, int bf16, const Run *run, int64_t block, Ahead ahead
   for (int lane = 0; lane < GROUP; lane += WIDTH) {
     const int64_t cell = block * GROUP + lane;
     Sums sums;
+    for (int row = 0; row < rows; row++) /* wanted when the product is done */
+      for (int part = 0; part < 4; part++) __builtin_prefetch((const char *)inputs[row] + (part * D + cell) * wide);
     if (h) product(rows, bf16, weights + 4 * lane, h, bf16 ? P / 2 : P, P, ahead, sums);
     for (int row = 0; row < rows; row++) {
       vec gate[4];
@@ -250,6 +264,7 @@ INLINE int64_t first_row(int64_t n, int64_t panel) { return n * panel / panels_o
 INLINE void walk(const Run *run, const int bf16, int thread, int threads) {
   const int64_t D = run->cells, P = run->size, wide = bf16 ? 2 : 4;
   const int64_t blocks = D / GROUP, columns = (P + BLOCK - 1) / BLOCK;
+  const int far = 5 * D * P * wide > FAR;
   const char *h = run->h;
   int64_t start = 0;
   for (int64_t step = 0; step < run->steps; step++) {
@@ -261,7 +276,8 @@ INLINE void walk(const Run *run, const int bf16, int thread, int threads) {
       for (int64_t panel = 0; panel < panels; panel++) {
         const int64_t row = first_row(n, panel), rows = first_row(n, panel + 1) - row;
         const char *weights = (const char *)run->recurrent + block * P * BLOCK * wide;
-        const Ahead ahead = ahead_of(weights, P * BLOCK * wide, panel, panels, block + 1 < blocks * (thread + 1) / threads);
+        const int more = block + 1 < blocks * (thread + 1) / threads;
+        const Ahead ahead = ahead_of(weights, P * BLOCK * wide, panel, panels, more, far);
 #define CELLS(count) \
   cells(count, bf16, run, block, ahead, inputs + row, h ? h + row * P * wide : 0, run->c + row * D, m + row * D * wide)
         EACH_ROWS(CELLS)
@@ -277,9 +293,10 @@ INLINE void walk(const Run *run, const int bf16, int thread, int threads) {
             const int64_t to = from + CHUNK < D ? from + CHUNK : D, row = first_row(n, one % panels);
             const int64_t rows = first_row(n, one % panels + 1) - row, at = (start + row) * P;
             const char *weights = (const char *)run->projection + (block * D + from) * BLOCK * wide;
-            const Ahead ahead = ahead_of(weights, (to - from) * BLOCK * wide, one - task, end - task, end < last || to < D);
+            const int more = end < last || to < D;
+            const Ahead ahead = ahead_of(weights, (to - from) * BLOCK * wide, one - task, end - task, more, far);
 #define PROJECT(count)                                                                     \
-  project(count, bf16, run, block, from, to, ahead, m + row * D * wide, run->outputs + at,        \
+  project(count, bf16, run, block, from, to, ahead, m + row * D * wide, run->outputs + at, \
           bf16 ? run->rounded + at : 0)
             EACH_ROWS(PROJECT)
           }

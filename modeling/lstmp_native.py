@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .input_products import InputProducts
 from .weight_cache import WeightCache
 
 SOURCE = Path(__file__).with_name("lstmp_native.c")
@@ -67,6 +68,7 @@ class Run(ctypes.Structure):
     )
 
 
+@functools.cache
 def machine_level() -> str:
     """The best of `LEVELS` that this machine can run; ATEN_CPU_CAPABILITY lowers it, as it lowers torch's own."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
@@ -189,71 +191,70 @@ _projections = {pairs: WeightCache(functools.partial(in_blocks, pairs=pairs)) fo
 
 
 def run_steps(
-    blocks: list[Tensor],
-    index: Tensor | None,
+    products: InputProducts,
     batch_sizes: list[int],
     weight_hh: Tensor,
     weight_proj: Tensor | None,
     state: tuple[Tensor, Tensor],
     cell_clip: float | None,
     proj_clip: float | None,
+    half: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """All steps of a packed batch in one call of the kernel, without gradients.
+    """All steps of a packed batch by the kernel, without gradients.
 
     Args:
-        blocks: input products with bias (U, 4 D), float32, or bfloat16 for bf16 products; all blocks but the last have
-            the same number of rows.
-        index: (N,), which of the U belongs to each position; None means their order.
+        products: input products with bias of the positions, float32, or bfloat16 if `half`.
         batch_sizes: as in `lstmp`.
         weight_hh: (4 D, P), float32.
         weight_proj: (P, D), float32, or None.
-        state: h (R, P) and c (R, D) before step 0, float32; c is not changed.
+        state: h (R, P) and c (R, D) before step 0, float32; they are not changed.
         cell_clip: as in `lstmp`.
         proj_clip: as in `lstmp`.
+        half: whether products are of bfloat16.
 
     Returns:
         Outputs (N, P) and each row's last c (R, D), float32.
     """
-    blocks = [block.contiguous() for block in blocks]
-    dtype, positions = blocks[0].dtype, sum(batch_sizes)
-    pairs = dtype == torch.bfloat16
-    h, c = state[0].contiguous(), state[1].clone(memory_format=torch.contiguous_format)
+    dtype, positions = torch.bfloat16 if half else torch.float32, sum(batch_sizes)
+    h, c = state[0].to(dtype).contiguous(), state[1].clone(memory_format=torch.contiguous_format)
     size, (rows, cells) = weight_hh.shape[1], c.shape
-    sizes = torch.tensor(batch_sizes)
     outputs = c.new_empty(positions, size)
-    m = torch.empty(rows, cells, dtype=dtype)
-    rounded = torch.empty(positions if pairs else 0, size, dtype=dtype)
-    first, addresses = h.to(dtype), _addresses(blocks, index, positions)
-    recurrent = _gates[pairs](weight_hh)
-    projection = None if weight_proj is None else _projections[pairs](weight_proj)
+    rounded = torch.empty_like(outputs, dtype=dtype) if half else outputs  # what the next step reads
+    m, sizes = torch.empty(rows, cells, dtype=dtype), torch.tensor(batch_sizes)
+    recurrent = _gates[half](weight_hh)
+    projection = None if weight_proj is None else _projections[half](weight_proj)
     run = Run(
-        addresses.data_ptr(),
-        sizes.data_ptr(),
-        len(batch_sizes),
-        cells,
-        size,
-        recurrent.data_ptr(),
-        None if projection is None else projection.data_ptr(),
-        cell_clip or 0,
-        (proj_clip or 0) if projection is not None else 0,
-        first.data_ptr() if h.any() else None,
-        c.data_ptr(),
-        m.data_ptr(),
-        outputs.data_ptr(),
-        rounded.data_ptr() if pairs else None,
+        cells=cells,
+        size=size,
+        recurrent=recurrent.data_ptr(),
+        projection=None if projection is None else projection.data_ptr(),
+        cell_clip=cell_clip or 0,
+        proj_clip=(proj_clip or 0) if projection is not None else 0,
+        h=h.data_ptr() if h.any() else None,
+        c=c.data_ptr(),
+        m=m.data_ptr(),
     )
-    library()[0].lstmp_run(run, int(pairs), torch.get_num_threads())
-    return (rounded.float() if pairs and projection is None else outputs), c
+    compiled, threads, step = library()[0], torch.get_num_threads(), 0
+    for start, piece in products.pieces(batch_sizes):
+        stop = start + sum(piece)
+        blocks, index = products.blocks(start, stop)  # which must live until the kernel has read them
+        addresses = _addresses(blocks, index, stop - start)
+        run.inputs, run.batch_sizes, run.steps = addresses.data_ptr(), sizes[step:].data_ptr(), len(piece)
+        run.outputs, run.rounded = outputs[start:].data_ptr(), rounded[start:].data_ptr() if half else None
+        compiled.lstmp_run(run, half, threads)
+        run.h = rounded[stop - piece[-1] :].data_ptr()
+        step += len(piece)
+    return (rounded.float() if half and projection is None else outputs), c
 
 
 def _addresses(blocks: list[Tensor], index: Tensor | None, positions: int) -> Tensor:
-    """(N,): where the row of each position lies in memory."""
-    rows, vectors, width = len(blocks[0]), sum(map(len, blocks)), blocks[0][0].nbytes
-    if index is None and positions == rows == vectors:  # the usual case, in one operation
-        return torch.arange(blocks[0].data_ptr(), blocks[0].data_ptr() + rows * width, width)
+    """(N,): where the product of each position lies in memory; blocks are contiguous."""
+    first, rows, width = blocks[0].data_ptr(), len(blocks[0]), blocks[0].shape[1] * blocks[0].itemsize
+    if len(blocks) == 1:  # the usual case
+        if index is None:
+            return torch.arange(first, first + positions * width, width)
+        return index * width + first
     index = torch.arange(positions) if index is None else index
-    if len(index) != positions or (positions and not 0 <= index.min() <= index.max() < vectors):
-        raise IndexError(f"run_steps: {positions} positions point outside of {vectors} input products.")
     starts = torch.tensor([block.data_ptr() for block in blocks])
     return starts[index // rows] + index % rows * width
 

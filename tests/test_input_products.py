@@ -14,7 +14,7 @@ ROW = 8  # bytes of a product in the tests of the class
 
 def made_of(rows, index, monkeypatch):
     """Products of 10 inputs with their doubles, in blocks of so many rows, and the sizes that were multiplied."""
-    monkeypatch.setattr(input_products, "BLOCK", rows * ROW + ROW - 1)
+    monkeypatch.setattr(input_products, "ROWS", rows)
     calls, inputs = [], torch.arange(20.0).view(10, 2)
 
     def multiply(x):
@@ -39,6 +39,11 @@ def test_pieces_are_whole_steps_that_fill_a_block(rows, pieces, monkeypatch):
     assert list(products.pieces([])) == []
 
 
+@pytest.mark.parametrize(("row", "rows"), [(16384, 512), (65536, 256), (2**25, 1)])
+def test_blocks_are_small_enough_to_be_used_again(row, rows):
+    assert InputProducts(torch.zeros(1, 2), None, torch.clone, row).rows == rows
+
+
 @pytest.mark.parametrize("rows", [1, 3, 10])
 @pytest.mark.parametrize("index", [None, [9, 0, 9, 3, 4, 4, 8, 1, 2, 7, 5, 0]])
 def test_gates_are_the_products_of_their_positions(rows, index, monkeypatch):
@@ -56,7 +61,7 @@ def test_gates_are_the_products_of_their_positions(rows, index, monkeypatch):
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("rows", [1, 7, 20, 30])  # of 40 positions, 13 at the first steps
 def test_lstmp_by_pieces_equals_the_twin(path, sizes, rows, monkeypatch):
-    monkeypatch.setattr(input_products, "BLOCK", rows * 4 * 4 * sizes[0])
+    monkeypatch.setattr(input_products, "ROWS", rows)
     made = [one if one is None else one.detach() for one in tensors(sizes)]
     index = torch.arange(sum(BATCH)) * 5 % 23
     for inputs, options in ((made[0], {}), (made[0][:23], {"index": index})):

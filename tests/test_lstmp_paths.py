@@ -11,6 +11,7 @@ import torch
 from reference.lstmp_naive import lstmp_naive
 
 from heirloom.modeling import lstmp_native, lstmp_paths
+from heirloom.modeling.input_products import InputProducts
 from heirloom.modeling.lstmp import lstmp
 from heirloom.modeling.lstmp_paths import choose_path, describe_paths, lstmp_path
 
@@ -147,13 +148,20 @@ def test_a_projection_of_more_cells_than_a_chunk():
     torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE)
 
 
+def as_products(gates):
+    """Numbers that are products already."""
+    return InputProducts(gates, None, lambda x: x, gates[0].nbytes)
+
+
 def test_bf16_rounds_to_the_nearest():
     """One step from zeros without projection: nothing is multiplied, so that outputs are rounded numbers."""
     gates = torch.randn(40, 4 * 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     i, _, g, o = gates.float().chunk(4, 1)
     expected = (o.sigmoid() * (i.sigmoid() * g.tanh()).tanh()).bfloat16()
     weight, zeros = torch.zeros(4 * 64, 64), torch.zeros(40, 64)
-    found, _ = lstmp_native.run_steps([gates], None, [40], weight, None, (zeros, zeros), None, None)
+    found, _ = lstmp_native.run_steps(
+        as_products(gates), [40], weight, None, (zeros, zeros), None, None, True
+    )
     assert (found.bfloat16() == found).all()
     assert (found == expected).float().mean() > 0.999
 
@@ -168,10 +176,9 @@ def test_levels_below_the_machines_give_the_same(tmp_path):
         library = lstmp_native._load(file)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(lstmp_native, "library", lambda library=library: (library, ""))
-            found = lstmp_native.run_steps([gates], None, BATCH, made[2], made[4], made[5:], 0.4, 0.15)
-            half = lstmp_native.run_steps(
-                [gates.bfloat16()], None, BATCH, made[2], made[4], made[5:], 0.4, 0.15
-            )
+            options = BATCH, made[2], made[4], made[5:], 0.4, 0.15
+            found = lstmp_native.run_steps(as_products(gates), *options)
+            half = lstmp_native.run_steps(as_products(gates.bfloat16()), *options, half=True)
         torch.testing.assert_close(found, (expected, c), rtol=0, atol=CLOSE)
         assert (half[0] - expected).norm() < 0.02 * expected.norm()
 
