@@ -48,7 +48,7 @@ PARTS = ("inference", "training", "memory")
 def inference_cell(bench: Bench, options: argparse.Namespace, rows: int, equal: bool, threads: int) -> list:
     """A record for each system, from characters to all layers; every batch is new to the caches."""
     torch.set_num_threads(threads)
-    parts = max(1, setup.SIZES[bench.size]["sentences"] // rows)  # batches in a sample
+    parts = setup.batches_of_sample(bench.size, rows)
     texts = [bench.corpus.take(rows, equal) for _ in range(1 + options.repeats * parts)]
     (first, *timed), tokenizer = setup.make_batches(texts, bench.config)
     words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
@@ -87,7 +87,7 @@ def inference_cell(bench: Bench, options: argparse.Namespace, rows: int, equal: 
 def lstm_cell(bench: Bench, options: argparse.Namespace, rows: int, equal: bool, threads: int) -> list:
     """A record for each system, from the words' vectors to all layers."""
     torch.set_num_threads(threads)
-    parts = max(1, setup.SIZES[bench.size]["sentences"] // rows)
+    parts = setup.batches_of_sample(bench.size, rows)
     texts = [bench.corpus.take(rows, equal) for _ in range(1 + options.repeats * parts)]
     batches, _ = setup.make_batches(texts, bench.config)
     inputs = {id(batch): bench.vectors(batch) for batch in batches}

@@ -19,12 +19,13 @@ from heirloom.modeling.modeling_elmo import ElmoModel
 from heirloom.modeling.packing import around_sentences, pack
 from heirloom.tokenization.tokenization_elmo import ElmoTokenizer
 
-# `sentences` is how many a sample of one-sentence batches has: single short runs say nothing about a busy machine.
+# A sample has so many sentences and batches at least: single short runs say nothing about a busy machine.
 SIZES = {
-    "original": {"config": {}, "sentences": 4},
+    "original": {"config": {}, "sentences": 4, "batches": 1},
     "small": {
         "config": {"projection_size": 128, "cell_size": 1024, "num_highway_layers": 1},
         "sentences": 32,
+        "batches": 4,
     },
 }
 TEXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "multi30k" / "train.en"
@@ -144,6 +145,11 @@ def drawn_sentence(generator: random.Random) -> list[str]:
             word += SYLLABLES[digit]
         words.append(word)
     return words
+
+
+def batches_of_sample(size: str, rows: int) -> int:
+    """How many batches of so many sentences a sample has."""
+    return max(SIZES[size]["batches"], SIZES[size]["sentences"] // rows)
 
 
 def make_batches(groups: list[list[list[str]]], config: ElmoConfig) -> tuple[list[Batch], ElmoTokenizer]:

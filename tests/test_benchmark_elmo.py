@@ -40,7 +40,7 @@ def modules():
 def tiny(modules, monkeypatch):
     """The modules with a size "tiny", little text before the measurement, and ceilings that are found at once."""
     _, setup, _, timing = modules
-    monkeypatch.setitem(setup.SIZES, "tiny", {"config": TINY, "sentences": 4})
+    monkeypatch.setitem(setup.SIZES, "tiny", {"config": TINY, "sentences": 4, "batches": 2})
     monkeypatch.setattr(setup, "FILL", 20)
     monkeypatch.setattr(timing, "PRODUCT", (8, 16, 16))
     monkeypatch.setattr(timing, "SECONDS", 0.0)
@@ -62,7 +62,9 @@ def test_twin_is_our_model(tiny, monkeypatch, way, changes):
     from reference.elmo_stepwise import ElmoStepwise
 
     _, setup, systems, _ = tiny
-    monkeypatch.setitem(setup.SIZES, "tiny", {"config": TINY | changes | {"proj_clip": 0.8}, "sentences": 4})
+    monkeypatch.setitem(
+        setup.SIZES, "tiny", {"config": TINY | changes | {"proj_clip": 0.8}, "sentences": 4, "batches": 2}
+    )
     model = setup.make_model("tiny", 0)
     batch, twin = natural_batch(setup, model.config), ElmoStepwise(model)
     counting = systems.CountingTwin(model)
@@ -220,3 +222,9 @@ def test_the_page_shows_the_results_that_are_kept(modules, capsys):
     modules[0].main(["--show", *map(str, sorted(FOLDER.glob("results/elmo/*_*.json")))])
     page = (FOLDER.parent / "docs" / "performance.md").read_text(encoding="utf-8")
     assert page.split("<!--tables-->\n")[1].split("<!--end of tables-->")[0] == capsys.readouterr().out
+
+
+def test_a_sample_has_enough_sentences_and_batches(modules):
+    setup = modules[1]
+    assert [setup.batches_of_sample("small", rows) for rows in (1, 8, 32)] == [32, 4, 4]
+    assert [setup.batches_of_sample("original", rows) for rows in (1, 8, 32)] == [4, 1, 1]
