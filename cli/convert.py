@@ -90,7 +90,12 @@ def elmo_to_bilm(
     refuse_existing(out)
     _hide_progress_bars()
     model = load_model(checkpoint)
-    rows, notes = save_bilm(model, out, load_words(checkpoint, model.config))
+    words = load_words(checkpoint, model.config)
+    rows, notes = save_bilm(model, out, words)
+    if words is None and (out / "softmax.hdf5").exists():
+        notes.append(
+            "no vocab.txt: the checkpoint holds no tokenizer with the softmax's words that can be read"
+        )
     _print_table(rows, notes, "read back from HDF5: every bit equal")
     print(f"\nwritten: {', '.join(str(path) for path in sorted(out.iterdir()))}")
     print(f"try next: heirloom convert elmo --options {out}/options.json --weights {out}/weights.hdf5 again")

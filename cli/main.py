@@ -1,5 +1,6 @@
 """The shell face: one file a verb; heavy imports inside the verbs, so that `heirloom --help` is quick."""
 
+import json
 import os
 from typing import Annotated
 
@@ -29,6 +30,38 @@ KNOWN_ERRORS = (ValueError, OSError, ImportError)
 KNOWN_MODULES = ("huggingface_hub", "safetensors")
 
 
+def explain(error: Exception) -> str | None:
+    """What to tell about an error that is no bug; None for those that may be one.
+
+    Args:
+        error: what a verb raised.
+
+    Returns:
+        The error's own words, or ours where other libraries name neither the file nor the cure.
+    """
+    if type(error).__name__ == "SafetensorError":
+        return (
+            f"a file of weights (.safetensors) is damaged or cut short ({error}). Copy or download the checkpoint again, "
+            "and compare the sizes of its files."
+        )
+    if isinstance(error, json.JSONDecodeError):
+        return (
+            f"a JSON file of a checkpoint or its tokenizer is damaged or cut short ({error}). Copy or download the "
+            "checkpoint again."
+        )
+    if isinstance(error, UnicodeDecodeError):
+        return (
+            f"a file that should be text is no UTF-8 ({error}). Convert it to UTF-8, or name the right file."
+        )
+    if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
+        return (
+            "a checkpoint holds weights of other shapes than its config.json says. Copy or download it again, all files "
+            "of it."
+        )
+    is_known = isinstance(error, KNOWN_ERRORS) or type(error).__module__.startswith(KNOWN_MODULES)
+    return str(error) if is_known else None
+
+
 class Verbs(TyperGroup):
     """Tells a failure in one message on stderr, with exit status 1; HEIRLOOM_DEBUG=1 shows the traceback."""
 
@@ -42,10 +75,9 @@ class Verbs(TyperGroup):
             typer.echo("heirloom: interrupted.", err=True)
             raise typer.Exit(130) from None
         except Exception as error:
-            known = isinstance(error, KNOWN_ERRORS) or type(error).__module__.startswith(KNOWN_MODULES)
-            if os.environ.get("HEIRLOOM_DEBUG") == "1" or not known:
+            if os.environ.get("HEIRLOOM_DEBUG") == "1" or (message := explain(error)) is None:
                 raise
-            typer.echo(f"heirloom: {error}", err=True)
+            typer.echo(f"heirloom: {message}", err=True)
             raise typer.Exit(1) from None
 
     def format_options(self, ctx, formatter):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from .checkpoints import load_model
+from .checkpoints import load_model, load_whole
 from .saving import new_folder
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ def export_checkpoint(checkpoint: str | Path, folder: str | Path, formats: Seque
     if kind == "elmo":
         return export_elmo(load_model(checkpoint), folder, formats)
     if kind == "lstm-lm":
-        return export_lstm_lm(LstmLMForCausalLM.from_pretrained(checkpoint), folder, formats)
+        return export_lstm_lm(load_whole(LstmLMForCausalLM, checkpoint), folder, formats)
     raise ValueError(
         f"{checkpoint} is a checkpoint of {kind!r}, expected 'elmo' or 'lstm-lm'. Models of Transformers are exported by "
         "its own tools (Optimum)."

@@ -28,12 +28,13 @@ def load_joint(checkpoint: str | Path) -> "JointLossPreTrainedModel":
         The model, in evaluation mode.
 
     Raises:
-        ValueError: a checkpoint of another kind.
+        ValueError: a checkpoint of another kind, or one that is not whole.
         OSError: there is no such checkpoint.
     """
     from transformers import AutoConfig
 
     from ..modeling import modeling_joint_loss
+    from .checkpoints import load_whole
 
     config = AutoConfig.from_pretrained(checkpoint)
     name = (config.architectures or [""])[0]
@@ -42,7 +43,7 @@ def load_joint(checkpoint: str | Path) -> "JointLossPreTrainedModel":
             f"{checkpoint} is a checkpoint of {config.model_type!r} ({name or 'no architecture'}), expected one of "
             "heirloom's JointLossFor... models."
         )
-    return getattr(modeling_joint_loss, name).from_pretrained(checkpoint)
+    return load_whole(getattr(modeling_joint_loss, name), checkpoint)
 
 
 def to_stock(model: "JointLossPreTrainedModel", pad_token_id: int | None = None) -> "PreTrainedModel":

@@ -24,7 +24,7 @@ def read_vocabulary(vocab: "str | Path | Sequence[str] | object") -> tuple[list[
     if isinstance(vocab, str | Path):
         path = existing_file(vocab, "a vocabulary, one word a line")
         try:
-            words, label = path.read_bytes().decode("utf-8").split("\n"), str(path)
+            words, label = path.read_bytes().decode("utf-8-sig").split("\n"), str(path)
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is no UTF-8 text ({error}); expected one word a line.") from error
         words = words[:-1] if words[-1] == "" else words

@@ -23,9 +23,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers.utils import logging
 
+from ..conversion.checkpoints import load_whole
 from ..modeling.modeling_elmo import ElmoForSequenceClassification, ElmoForTokenClassification, ElmoModel
 from ..training.checkpoints import open_checkpoint
 from ..training.data import column, read_table, split_words
+from ..training.text_files import BYTE_ORDER_MARK
 from .embedding_formats import WRITERS, FileFormat
 
 Layers = Literal["all", "top", "average", "mix"]
@@ -110,9 +112,15 @@ class Sentences(Sequence):
         return split_words(self.rows[place], self.tokenizer, not self.raw)
 
     def fingerprint(self, options: str) -> str:
-        """A hash of all rows and of what is done with them."""
+        """A hash of all rows and of what is done with them; a row that is no text is a ValueError."""
         digest = hashlib.sha256(options.encode())
-        for row in self.rows:
+        for number, row in enumerate(self.rows, 1):
+            is_words = isinstance(row, list) and set(map(type, row)) <= {str}
+            if not (row is None or isinstance(row, str) or is_words):
+                raise ValueError(
+                    f"row {number} of the input holds {type(row).__name__} {str(row)[:60]!r}; expected a text or a list "
+                    "of words. Name another column with --column."
+                )
             digest.update(json.dumps(row).encode())
         return digest.hexdigest()
 
@@ -123,7 +131,7 @@ class Lines(Sequence):
     Other line separators than \\n are characters of a sentence.
 
     Raises:
-        ValueError: no UTF-8.
+        ValueError: no UTF-8, or NUL bytes, which UTF-16 has and text has not.
     """
 
     def __init__(self, path: Path):
@@ -135,6 +143,14 @@ class Lines(Sequence):
             except UnicodeDecodeError as error:
                 place = position + error.start
                 raise ValueError(f"{path} is not UTF-8 (byte {place}). Convert it first.") from error
+            if b"\0" in line:
+                place = position + line.index(b"\0")
+                raise ValueError(
+                    f"{path} is no text: it holds NUL bytes (byte {place}), as binary files and UTF-16 do. Convert it "
+                    "to UTF-8 first."
+                )
+            if position == 0 and line.startswith(BYTE_ORDER_MARK):
+                edges[0] = len(BYTE_ORDER_MARK)
             position += len(line)
             edges.append(position)
         self.edges = edges
@@ -151,11 +167,12 @@ class Lines(Sequence):
 
 def _read_rows(source: Path, text_column: str | None) -> Sequence:
     """A text's lines, blank ones included, or a table's column."""
-    if source.suffix.lower() != ".txt":
+    if source.suffix.lower() != ".txt" and not source.is_dir():
         table = read_table(str(source))
         return table[column(table, text_column, ("text", "sentence", "words", "tokens"), "text")]
     if not source.is_file():
-        raise FileNotFoundError(f"{source} does not exist. Give a text with a sentence a line, or a table.")
+        what = "is a folder" if source.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{source} {what}. Give a text with a sentence a line, or a table.")
     return Lines(source)
 
 
@@ -172,18 +189,18 @@ def load(checkpoint: str, layers: Layers = "all", precision: str = "fp32"):
 
     Raises:
         FileNotFoundError: a folder without a config.json, or no such folder.
-        ValueError: another model, or no learned mix.
+        ValueError: another model, no learned mix, or weights that are not whole.
     """
     config, tokenizer = open_checkpoint(checkpoint)
     if layers != "mix":
-        return tokenizer, ElmoModel.from_pretrained(checkpoint, precision=precision).eval(), None
+        return tokenizer, load_whole(ElmoModel, checkpoint, precision=precision), None
     heads = {head.__name__: head for head in (ElmoForSequenceClassification, ElmoForTokenClassification)}
     kind = next((name for name in config.architectures or [] if name in heads), None)
     if kind is None:
         raise ValueError(
             f"{checkpoint} has no learned mix: its class is {config.architectures}. Use --layers average."
         )
-    model = heads[kind].from_pretrained(checkpoint, precision=precision).eval()
+    model = load_whole(heads[kind], checkpoint, precision=precision)
     return tokenizer, model.elmo, model.mix
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..training.text_files import open_shards
+from ..training.text_files import BYTE_ORDER_MARK, open_shards
 
 SEPARATOR = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 
@@ -74,8 +74,15 @@ def new_text_file(output: Path | None) -> Iterator[io.TextIOBase]:
 
 
 def read_standard_input() -> Iterator[str]:
-    """The lines of standard input, without their ends; a line that is no UTF-8 is a ValueError."""
+    """The lines of standard input, without their ends; a line that is no UTF-8, or has NUL bytes, is a ValueError."""
     for number, data in enumerate(sys.stdin.buffer, 1):
+        if b"\0" in data:
+            raise ValueError(
+                f"standard input, line {number}, holds NUL bytes, so it is no text in UTF-8 but binary or UTF-16. Convert "
+                "it first."
+            )
+        if number == 1:
+            data = data.removeprefix(BYTE_ORDER_MARK)
         try:
             yield data.decode("utf-8").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:

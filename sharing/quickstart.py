@@ -48,8 +48,9 @@ def quickstart(
     Raises:
         FileExistsError: the folder holds something.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty. Name another folder: heirloom quickstart runs/again")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise FileExistsError(f"{folder} {what}. Name another folder: heirloom quickstart runs/again")
     console, start = Console(highlight=False), time.time()
 
     names, train_pairs, held_out_pairs = module_task()

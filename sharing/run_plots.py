@@ -73,9 +73,12 @@ def run_records(folder: Path) -> list[dict]:
     if not folder.is_dir():
         raise FileNotFoundError(f"expected the folder of a run, found no folder {folder}.")
     if (folder / "log.jsonl").is_file():
-        lines = (folder / "log.jsonl").read_text(encoding="utf-8").split("\n")
         try:
-            return [json.loads(line) for line in lines[:-1] if line]  # each whole line ends in a line end
+            lines = (folder / "log.jsonl").read_text(encoding="utf-8").split("\n")
+            records = [json.loads(line) for line in lines[:-1] if line]  # each whole line ends in a line end
+            if strange := [record for record in records if not isinstance(record, dict)]:
+                raise ValueError(f"found {str(strange[0])[:60]}")
+            return records
         except ValueError as error:
             raise ValueError(f"{folder / 'log.jsonl'} must hold one JSON record a line ({error}).") from error
     states = [folder / "trainer_state.json", *folder.glob("checkpoint-*/trainer_state.json")]

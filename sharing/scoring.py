@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
+from ..conversion.checkpoints import load_whole
 from ..modeling.modeling_elmo import ElmoForPreTraining
 from ..modeling.softmax_loss import BUFFER
 from ..modeling.vocabulary_softmax import log_probabilities
@@ -309,15 +310,14 @@ def load(checkpoint: str) -> tuple[PreTrainedModel, Tokenizer]:
 
     Raises:
         FileNotFoundError: a folder without a config.json, or no such folder.
-        ValueError: another model, or an ELMo without a softmax.
+        ValueError: another model, an ELMo without a softmax, or weights that are not whole.
     """
     is_folder = Path(checkpoint).exists() or checkpoint.startswith((".", "/"))
     kind = None
     if not is_folder or (Path(checkpoint) / "config.json").is_file():
         kind = AutoConfig.from_pretrained(checkpoint).model_type
     if kind == "lstm-lm":
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        return AutoModelForCausalLM.from_pretrained(checkpoint).eval(), tokenizer
+        return load_whole(AutoModelForCausalLM, checkpoint), _tokenizer(checkpoint)
     if kind not in (None, "elmo"):
         raise ValueError(
             f"{checkpoint} is a {kind} checkpoint; ELMo with its softmax or lstm-lm is expected."
@@ -328,9 +328,19 @@ def load(checkpoint: str) -> tuple[PreTrainedModel, Tokenizer]:
             f"{checkpoint} holds no softmax over words: its class is {config.architectures}. Convert the original with "
             "--softmax, or name what heirloom pretrain wrote."
         )
-    model = ElmoForPreTraining.from_pretrained(checkpoint).eval()
+    model = load_whole(ElmoForPreTraining, checkpoint)
     _check_elmo(model, tokenizer)
     return model, tokenizer
+
+
+def _tokenizer(checkpoint: str) -> Tokenizer:
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{checkpoint} holds no tokenizer that can be read ({str(error).splitlines()[0]}). Save the model's own into it: "
+            f"tokenizer.save_pretrained({checkpoint!r})"
+        ) from error
 
 
 class _Totals:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from ..conversion.checkpoints import load_whole
 from ..training.generated_text import decode, until_end
 from ..training.parallel_text import half_of, open_tokenizers, positions_of
 
@@ -158,7 +159,7 @@ def load(checkpoint: str) -> tuple[PreTrainedModel, Tokenizer, Tokenizer]:
 
     Raises:
         FileNotFoundError: a folder without a config.json or a tokenizer, or no such folder.
-        ValueError: another model.
+        ValueError: another model, or one that is not whole.
     """
     path = Path(checkpoint)
     if (path.exists() or checkpoint.startswith((".", "/"))) and not (path / "config.json").is_file():
@@ -167,7 +168,7 @@ def load(checkpoint: str) -> tuple[PreTrainedModel, Tokenizer, Tokenizer]:
         )
     check_seq2seq(AutoConfig.from_pretrained(checkpoint), checkpoint)
     tokenizers = load_tokenizers(checkpoint)
-    model = AutoModelForSeq2SeqLM.from_pretrained(checkpoint).eval()
+    model = load_whole(AutoModelForSeq2SeqLM, checkpoint)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), *tokenizers
 
 

@@ -7,6 +7,7 @@ Letters: B rows, S source positions, T target positions, V words.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -109,6 +110,10 @@ class Translator:
             )
         told = defaults.length_penalty if length_penalty is None else length_penalty
         self.length_penalty = 1.0 if told is None else told
+        if not math.isfinite(self.length_penalty):
+            raise ValueError(
+                f"length_penalty must be a finite number, found {self.length_penalty}. Change it."
+            )
         self.max_new_tokens = longest_target(model, max_new_tokens)
         self.max_source_tokens, positions = max_source_tokens, positions_of(model.config, "encoder")
         if positions is not None and (max_source_tokens or 0) > positions:
