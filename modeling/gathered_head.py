@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import ModelOutput
 
-from .backbones_joint_loss import check_decoder
+from .backbones_joint_loss import check_decoder, position_limit
 from .losses import classification_loss, mean_of_all
 from .seq2seq_losses import StockSeq2SeqLosses
 
@@ -186,6 +186,9 @@ class StockPretrainingLosses:
         self.parts = (first.get(self.kind, "lm_loss"), *(part for part, _ in self.pairs.values()))
         self.weights = (1.0,) * len(self.parts)
         self.seq2seq = StockSeq2SeqLosses(model) if self.kind == "seq2seq" else None
+        self.longest = {"input_ids": position_limit(model)}
+        if self.kind == "seq2seq":
+            self.longest["labels"] = position_limit(model.get_decoder())
 
     def count(self, batch: dict) -> Tensor:
         """How many targets each of `parts` has in a batch (K,).
@@ -210,8 +213,8 @@ class StockPretrainingLosses:
         return sum(w * parts[part] for part, w in zip(self.parts, self.weights, strict=True) if part in parts)
 
     def first_rows(self, batch: dict, rows: int) -> dict:
-        """The first rows of a batch."""
-        return {name: value[:rows] for name, value in batch.items()}
+        """The first rows of a batch, one at least."""
+        return {name: value[: max(1, rows)] for name, value in batch.items()}
 
     def __call__(
         self,
@@ -230,8 +233,9 @@ class StockPretrainingLosses:
             The parts that the batch has, and their sum.
 
         Raises:
-            ValueError: no labels, or labels out of range.
+            ValueError: no labels, labels out of range, rows beyond the model's positions, or an XLNet in half precision.
         """
+        self._check_length(batch)
         model = self.model if wrapped is None else wrapped
         items = self.count(batch) if num_items_in_batch is None else num_items_in_batch
         output = StockPretrainingOutput()
@@ -245,6 +249,7 @@ class StockPretrainingLosses:
             targets = self._targets(batch)
             ours = {"labels", "shift_labels", *self.pairs}
             inputs = {name: value for name, value in batch.items() if name not in ours}
+            self._check_precision(inputs)
             if self.kind == "causal" and "use_cache" in self.accepted:
                 inputs["use_cache"] = False
             places = targets != -100
@@ -261,6 +266,27 @@ class StockPretrainingLosses:
                 output["mems"] = found["mems"]
         output["loss"] = self.total(output)
         return output
+
+    def _check_length(self, batch: dict) -> None:
+        for name, longest in self.longest.items():
+            if longest is not None and name in batch and batch[name].shape[1] > longest:
+                raise ValueError(
+                    f"{type(self.model).__name__} has {longest} positions, found {name} of {batch[name].shape[1]}. Cut "
+                    f"rows when tokenizing (truncation=True, max_length={longest})."
+                )
+
+    def _check_precision(self, inputs: dict) -> None:
+        """XLNet's second stream multiplies its weights with numbers of float32, unless autocast is on."""
+        mapping, dtype = inputs.get("target_mapping"), self.model.dtype
+        if (
+            mapping is not None
+            and mapping.dtype != dtype
+            and not torch.is_autocast_enabled(mapping.device.type)
+        ):
+            raise ValueError(
+                f"{type(self.model).__name__} has weights of {dtype}, with which Transformers cannot run its second stream. "
+                "Load it with dtype=torch.float32; bf16=True of TrainingArguments computes in half precision all the same."
+            )
 
     def _targets(self, batch: dict) -> Tensor:
         """(B, L) at the places of the logits, -100 where there is none."""

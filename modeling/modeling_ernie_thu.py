@@ -295,7 +295,8 @@ class ErnieThuForPreTraining(SeveralLosses, ErnieThuPreTrainedModel):
 
     def first_rows(self, batch: dict, rows: int) -> dict:
         """The first rows of a batch, with the vectors of all its entities."""
-        return {name: value if name == "entity_vectors" else value[:rows] for name, value in batch.items()}
+        vectors = {name: batch[name] for name in ("entity_vectors",) if name in batch}
+        return super().first_rows(batch, rows) | vectors
 
     @can_return_tuple
     def forward(

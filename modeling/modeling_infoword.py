@@ -91,13 +91,14 @@ class InfoWordForPreTraining(LanguageModelWrapper):
     With negatives "in_batch" these are the n-grams of the other rows of the same batch, of all processes together where
     torch.distributed runs several, so that two processes are as one with twice the rows. All of them must then call the model
     together, in evaluation too: one that calls it alone with n-grams waits for the others. A process that has no row left in
-    the last batch of an evaluation lends it the row that it reads instead, as a negative.
+    the last batch of an evaluation calls it with `first_rows(batch, 0)`.
 
     Batches of gradient accumulation have their own negatives each. So this loss depends on how a step is cut into these, and
     bigger batches are harder. The mean over the rows of the step is exact all the same. With "shuffled" and "replaced"
     nothing depends on the cut.
 
-    A negative with the same tokens as the right n-gram is no negative: it is left out, and gets no gradient.
+    A negative with the same tokens as the right n-gram is no negative: it is left out, and gets no gradient. A row whose
+    `ngram_mask` is 0 everywhere has no n-gram: it counts for `mlm_loss` alone, and is no negative.
 
     `from_encoder(name)` puts the losses on a pre-trained language model.
     """
@@ -117,9 +118,16 @@ class InfoWordForPreTraining(LanguageModelWrapper):
 
     def count_items(self, batch: dict) -> Tensor:
         """Masked places and n-grams in a batch, (2,): what the vector `num_items_in_batch` is a sum of."""
-        labels, ngrams = batch.get("labels"), batch.get("ngram_ids")
+        labels, mask = batch.get("labels"), batch.get("ngram_mask")
         masked = torch.tensor(0) if labels is None else (labels != -100).sum()
-        return torch.stack([masked, masked.new_tensor(0 if ngrams is None else len(ngrams))])
+        return torch.stack([masked, masked.new_tensor(0) if mask is None else (mask != 0).any(1).sum()])
+
+    def first_rows(self, batch: dict, rows: int) -> dict:
+        """The first rows of a batch; of none of them, one without an n-gram, so that it is no negative of other processes."""
+        kept = super().first_rows(batch, rows)
+        if not rows and (mask := kept.get("ngram_mask")) is not None:
+            kept["ngram_mask"] = torch.zeros_like(mask)
+        return kept
 
     def _check(self, rows: dict[str, Tensor]) -> None:
         self._check_rows(rows, rows.get("labels"))
@@ -162,7 +170,7 @@ class InfoWordForPreTraining(LanguageModelWrapper):
             labels: (B, T) the original ids at masked places, -100 elsewhere.
             ngram_context_ids: (B, T) the original rows, each with one n-gram masked out.
             ngram_ids: (B, N) these n-grams, each between the special tokens of a row.
-            ngram_mask: (B, N), 1 at tokens.
+            ngram_mask: (B, N), 1 at tokens; 0 everywhere in a row without an n-gram.
             negative_ngram_ids: (B, N) wrong n-grams of the same lengths, which all negatives but "in_batch" need.
             num_items_in_batch: (2,) masked places and rows of the whole step (`count_items`); or masked places alone, of
                 which `contrastive_loss` then gets this part's share. None means this batch only.
@@ -203,12 +211,14 @@ class InfoWordForPreTraining(LanguageModelWrapper):
         mlm = summed_cross_entropy(logits, labels[masked])
         contexts = self._first_states(rows | {"input_ids": ngram_context_ids})
         totals = [mlm, self._contrast(contexts, ngram_ids, ngram_mask, negative_ngram_ids)]
-        counts = self.count_items({"labels": labels, "ngram_ids": ngram_ids})
+        counts = self.count_items({"labels": labels, "ngram_mask": ngram_mask})
         return InfoWordOutput(**self.added_up(totals, counts, num_items_in_batch))
 
     def _contrast(self, contexts: Tensor, ids: Tensor, mask: Tensor, negatives: Tensor | None) -> Tensor:
         """() summed contrastive loss."""
-        ngrams = self._first_states({"input_ids": ids, "attention_mask": mask})
+        none = (mask == 0).all(1)  # (B,)
+        read = mask.masked_fill(none.unsqueeze(1), 1)  # attention to nothing at all is not a number
+        ngrams = self._first_states({"input_ids": ids, "attention_mask": read})
         ids = ids.masked_fill(mask == 0, -1)
         if self.config.negatives == "in_batch":
             every, others = ids, ngrams
@@ -216,14 +226,16 @@ class InfoWordForPreTraining(LanguageModelWrapper):
                 precise = torch.promote_types(ngrams.dtype, torch.float32)  # sums of gradients too
                 others, every = rows_of_all(ngrams.to(precise), ids)
                 ids = F.pad(ids, (0, every.shape[1] - ids.shape[1]), value=-1)
-            same = (ids.unsqueeze(1) == every).all(2)  # (B, K), each with itself too
+            absent = (every < 0).all(1)  # (K,)
+            # (B, K), each with itself too
+            same = (ids.unsqueeze(1) == every).all(2) | absent | none.unsqueeze(1)
             if len(every) == 1:
                 logger.warning_once(
                     "A batch of one row has no negatives in it, so its contrastive loss is 0. Use a batch size of 2 or "
                     "more, or negatives='shuffled'."
                 )
             return self.contrast(contexts, ngrams, others, same)
-        others = self._first_states({"input_ids": negatives, "attention_mask": mask})
+        others = self._first_states({"input_ids": negatives, "attention_mask": read})
         same = (ids == negatives.masked_fill(mask == 0, -1)).all(1, keepdim=True)
         return self.contrast(contexts, ngrams, others.unsqueeze(1), same)
 

@@ -137,7 +137,7 @@ class SpanBertForPreTraining(LanguageModelWrapper):
             {name: value for name, value in batch.items() if name != "span_boundary_targets"}, rows
         )
         if (targets := batch.get("span_boundary_targets")) is not None:
-            kept["span_boundary_targets"] = targets[targets[:, 0] < rows]
+            kept["span_boundary_targets"] = targets[targets[:, 0] < max(1, rows)]
         return kept
 
     def _check_targets(self, targets: Tensor, rows: dict[str, Tensor]) -> None:

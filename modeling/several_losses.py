@@ -68,9 +68,9 @@ class SeveralLosses:
 
         Args:
             batch: keyword arguments of `forward`.
-            rows: how many to keep.
+            rows: how many to keep; 0 keeps one for the model to read, whose losses are nobody's.
         """
-        return {name: value[:rows] for name, value in batch.items()}
+        return {name: value[: max(1, rows)] for name, value in batch.items()}
 
     def added_up(
         self, totals: Sequence[Tensor], counts: Tensor, num_items_in_batch: Tensor | int | None

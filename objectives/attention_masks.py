@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .masking import MaskingStrategy, NgramMasking
 from .replacement import Replacement
-from .token_batch import TokenBatch, Vocabulary, check_rate, filled, generator
+from .token_batch import TokenBatch, Vocabulary, check_rate, generator
 
 KINDS = ("bidirectional", "seq2seq", "left-to-right", "right-to-left")
 BIDIRECTIONAL, SEQ2SEQ, LEFT_TO_RIGHT, RIGHT_TO_LEFT = range(4)
@@ -168,17 +168,17 @@ class DataCollatorForUnifiedLM:
         Raises:
             ValueError: rows without a second segment where "seq2seq" is in the mix.
         """
-        batch = TokenBatch.from_rows(rows, self.vocabulary)
+        names = [name for name in ("token_type_ids",) if rows and name in rows[0]]
+        batch = TokenBatch.from_rows(rows, self.vocabulary, names)
         rng = batch_generator(self.seed, self.epoch, batch)
         width = batch.input_ids.shape[1]
         kinds = np.searchsorted(np.cumsum(self.mix)[:-1], rng.random(len(rows)), side="right")
         pair_labels = "next_sentence_label" in rows[0]
         if pair_labels and self.mix[BIDIRECTIONAL] and not (kinds == BIDIRECTIONAL).any():
             kinds[0] = BIDIRECTIONAL
-        if "token_type_ids" in rows[0]:
-            types = filled([row["token_type_ids"] for row in rows], width, 0)
-        else:
-            types = np.zeros(batch.input_ids.shape, np.int64)
+        types = np.zeros(batch.input_ids.shape, np.int64)
+        for name in names:
+            types = np.maximum(batch.columns[name], 0)
         source = np.where((types == 0) & (batch.attention_mask == 1), 1, 0).sum(1)
         if self.mix[SEQ2SEQ] and (source == batch.lengths).any():
             raise ValueError(

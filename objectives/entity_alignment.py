@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .collators import IGNORED
 from .pretraining_collators import DataCollatorForMaskedLanguageModeling
-from .token_batch import NOWHERE, check_rate, filled, generator
+from .token_batch import NOWHERE, check_rate, filled, generator, unpadded
 
 
 @dataclass
@@ -70,6 +70,7 @@ class DataCollatorForEntityAlignment(DataCollatorForMaskedLanguageModeling):
             ValueError: as there; rows without `entity_ids`, with too many or too few of them, or with entities that have
                 no vector or no finite one.
         """
+        rows = unpadded(rows)
         arrays = super().__call__(rows)
         true = self._first_tokens(rows, arrays["input_ids"].shape[1])
         named = true != NOWHERE

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from .attention_masks import batch_generator, permutation_mask
 from .collators import IGNORED
 from .masking import check_rows, cover, lengths_from
-from .token_batch import NOWHERE, TokenBatch, Vocabulary, filled
+from .token_batch import NOWHERE, TokenBatch, Vocabulary
 from .word_runs import LAST, WordRuns, smallest
 
 TARGETS_OF_TOKENS = 6  # one token in six
@@ -277,13 +277,12 @@ class DataCollatorForPermutationLanguageModeling:
             `input_ids`, `attention_mask` (B, L), `perm_mask` (B, L, L), `target_mapping` (B, P, L), `labels` (B, P) and
             `token_type_ids` (B, L) if rows have them.
         """
-        batch = TokenBatch.from_rows(rows, self.vocabulary, pad_to_multiple_of=self.pad_to_multiple_of)
+        names = [name for name in ("token_type_ids",) if rows and name in rows[0]]
+        batch = TokenBatch.from_rows(rows, self.vocabulary, names, self.pad_to_multiple_of)
         arrays = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if "token_type_ids" in rows[0]:
+        for name in names:
             fill = getattr(self.tokenizer, "pad_token_type_id", 0)
-            arrays["token_type_ids"] = filled(
-                [row["token_type_ids"] for row in rows], batch.input_ids.shape[1], fill
-            )
+            arrays[name] = np.where(batch.columns[name] < 0, fill, batch.columns[name])
         arrays |= self.targets(batch_generator(self.seed, self.epoch, batch), batch)
         return {name: from_numpy(array) for name, array in arrays.items()}
 

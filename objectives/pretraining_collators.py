@@ -108,19 +108,9 @@ class PretrainingCollator:
         Raises:
             ValueError: a row without ordinary tokens, or rows with different columns.
         """
-        for number, row in enumerate(rows):
-            if row.keys() != rows[0].keys():
-                raise ValueError(
-                    f"expected all rows of a batch to have the same columns, but row 0 has {sorted(rows[0])} and row "
-                    f"{number} has {sorted(row)}"
-                )
-        if not rows or "input_ids" not in rows[0]:
-            raise ValueError(
-                f"expected rows with input_ids, got {sorted(rows[0]) if rows else 'none'}: tokenize texts with add_word_ids"
-            )
         names = [
             name
-            for name, value in rows[0].items()
+            for name, value in (rows[0] if rows else {}).items()
             if name.endswith("_ids") and name not in ("input_ids", "word_ids") and np.ndim(value) == 1
         ]
         batch = TokenBatch.from_rows(rows, self.vocabulary, names, self.pad_to_multiple_of)

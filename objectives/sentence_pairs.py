@@ -49,8 +49,9 @@ CHOICES = {name: (FOLLOWS, SWAPPED) if name == "sop" else tuple(labels) for name
 class SentencePairDataset(Dataset):
     """Rows `[CLS] A [SEP] B [SEP]` with `token_type_ids` and the label of the pair.
 
-    Stores the ids of the corpus once and a table of positions, int32, which `set_epoch` draws anew. So the number of rows
-    changes a little from epoch to epoch.
+    Stores the ids of the corpus once and a table of positions, int32, which `set_epoch` draws anew. Every epoch has as many
+    rows as the first, so that a training can count its steps and find its place again: of more, random ones are left out; of
+    fewer, random ones come twice.
 
     Args:
         documents: `Documents`, or lists of sentences as `Documents.of` reads them. For "dialogue" a document is a
@@ -112,7 +113,7 @@ class SentencePairDataset(Dataset):
         """Draw the pairs of this epoch; Trainer calls it, more than once an epoch."""
         if epoch == self.epoch:
             return
-        self.epoch = epoch
+        first, self.epoch = self.epoch is None, epoch
         rng = generator(self.seed, epoch)
         draw = random.Random(int(rng.integers(2**62)))
         if self.objective == "dialogue":
@@ -132,7 +133,8 @@ class SentencePairDataset(Dataset):
             raise ValueError(
                 f"found nothing for {self.objective} in the documents: all have too few sentences"
             )
-        self.table = np.concatenate([shorter, table[:, -1:]], axis=1).astype(np.int32)
+        table = np.concatenate([shorter, table[:, -1:]], axis=1).astype(np.int32)
+        self.table = table if first else as_many(rng, table, len(self.table))
 
     def __len__(self) -> int:
         """Count pairs of this epoch."""
@@ -241,6 +243,12 @@ def dialogues(documents: Documents, draw: random.Random) -> np.ndarray:
             turns += [(0, 0)] * (3 - len(turns))
             found += (*turns[0], *turns[1], *turns[2], LABELS["dialogue"][relation])
     return np.array(found, np.int64).reshape(-1, 7)
+
+
+def as_many(rng: np.random.Generator, table: np.ndarray, number: int) -> np.ndarray:
+    """As many rows as `number`, in their order: without random ones of (P, ..), or with random ones twice."""
+    order = rng.permutation(len(table))
+    return table[np.sort(np.resize(order, number))]
 
 
 def truncated(rng: np.random.Generator, table: np.ndarray, most: int) -> np.ndarray:

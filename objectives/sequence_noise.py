@@ -45,8 +45,16 @@ class SpanCorruption:
         return noise, np.minimum(spans, lengths - noise)
 
     def raw_length(self, input_length: int) -> tuple[int, int]:
-        """How many tokens to read so that inputs have at most `input_length`, and the length of the targets then."""
-        length = input_length
+        """How many tokens to read so that inputs have at most `input_length`, and the length of the targets then.
+
+        Raises:
+            ValueError: an `input_length` below 3, in which no row of two tokens fits.
+        """
+        if input_length < 3:
+            raise ValueError(
+                f"rows for span corruption have 3 tokens or more: one, a sentinel and the end; got {input_length}"
+            )
+        length = max(2, input_length - 1)  # a short row may grow by one
         while True:
             noise, spans = self.counts(np.array([length + 1]))
             if length + 1 - noise[0] + spans[0] + 1 > input_length:

@@ -7,6 +7,7 @@ FULL-SENTENCES and DOC-SENTENCES. Lanes that go on from batch to batch, as Trans
 Letters: N tokens, S sentences, K blocks.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -40,16 +41,34 @@ class TextBlocks(Dataset):
     ):
         self.columns, self.edges, self.marks = columns, edges, (before, after)
         self.fills = dict.fromkeys(columns, NOWHERE) | {"input_ids": None} | dict(fills or {})
+        self.kept = np.arange(len(edges) - 1)
+
+    def with_text(self, vocabulary: Vocabulary) -> "TextBlocks":
+        """The same without blocks in which nothing can be hidden, such as a separator that had no room behind its sentence.
+
+        Raises:
+            ValueError: nothing is left.
+        """
+        text = ~vocabulary.is_special[self.columns["input_ids"]]
+        if "word_ids" in self.columns:
+            text &= self.columns["word_ids"] >= 0
+        other = copy.copy(self)
+        other.kept = self.kept[np.logical_or.reduceat(text, self.edges[:-1])[self.kept]]
+        if not len(other):
+            raise ValueError(
+                "the text has special tokens alone, or no words: expected some that can be hidden"
+            )
+        return other
 
     def __len__(self) -> int:
         """Count blocks."""
-        return len(self.edges) - 1
+        return len(self.kept)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """One row, int64 arrays of their own."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"expected a block of 0 to {len(self) - 1}, got {index}")
-        index %= len(self)
+        index = self.kept[index]
         span = [(int(self.edges[index]), int(self.edges[index + 1]))]
         return {
             name: gathered(column, span, self.marks, self.fills[name])
@@ -59,7 +78,7 @@ class TextBlocks(Dataset):
     def fill(self, max_length: int) -> float:
         """The share of positions that tokens fill if each row has `max_length` positions."""
         marks = sum(mark >= 0 for mark in self.marks)
-        return float((self.edges[-1] - self.edges[0] + marks * len(self)) / (max_length * len(self)))
+        return float((np.diff(self.edges)[self.kept].sum() + marks * len(self)) / (max_length * len(self)))
 
 
 def pack_contiguous(

@@ -143,11 +143,15 @@ class TokenBatch:
     ) -> "TokenBatch":
         """Fill up rows with `input_ids` and, where they have them, `special_tokens_mask`, `word_ids` and `columns`.
 
+        What their `attention_mask` says is padding is no token; see `unpadded`.
+
         Raises:
-            ValueError: no rows, a row without tokens, or an id that the vocabulary does not have.
+            ValueError: no rows, rows with different columns, a row without tokens, a column that is not one number for each
+                token, or an id that the vocabulary does not have.
             KeyError: one of `columns` is missing.
         """
-        if not rows or not all(len(row["input_ids"]) for row in rows):
+        rows = unpadded(rows)
+        if not all(len(row["input_ids"]) for row in rows):
             raise ValueError("a batch needs rows with at least one token each; leave empty rows out")
         lengths = np.fromiter((len(row["input_ids"]) for row in rows), np.int64, len(rows))
         width = int(lengths.max())
@@ -161,12 +165,12 @@ class TokenBatch:
             )
         maskable = (np.arange(width) < lengths[:, None]) & ~vocabulary.is_special[input_ids]
         if "special_tokens_mask" in rows[0]:
-            maskable &= filled([row["special_tokens_mask"] for row in rows], width, 1) == 0
+            maskable &= column_of(rows, "special_tokens_mask", width, 1) == 0
         names = [*columns, *(["word_ids"] if "word_ids" in rows[0] else [])]
         for name in names:
             if name not in rows[0]:
                 raise KeyError(f"expected a column {name!r}, got {sorted(rows[0])}")
-        arrays = {name: filled([row[name] for row in rows], width, NOWHERE) for name in names}
+        arrays = {name: column_of(rows, name, width, NOWHERE) for name in names}
         return cls(input_ids, maskable, lengths, vocabulary, arrays.pop("word_ids", None), columns=arrays)
 
     @property
@@ -226,6 +230,68 @@ class TokenBatch:
         places = np.zeros((len(keep), max(1, int(lengths.max()))), np.int64)
         places[np.arange(places.shape[1]) < lengths[:, None]] = np.flatnonzero(keep) % keep.shape[1]
         return self.gathered(places, lengths)
+
+
+def unpadded(rows: Sequence[Mapping]) -> Sequence[Mapping]:
+    """Rows without padding, as `tokenizer(..., padding=True)` makes it on either side; rows without any as they are.
+
+    Args:
+        rows: with `input_ids`, and where they are padded with an `attention_mask` that is 0 there. All columns with a value
+            for each token are cut.
+
+    Raises:
+        ValueError: no rows, rows without `input_ids`, with different columns or a mask of another length.
+    """
+    if not rows or "input_ids" not in rows[0]:
+        raise ValueError(
+            f"expected rows with input_ids, got {sorted(rows[0]) if rows else 'none'}: tokenize texts with add_word_ids"
+        )
+    for number, row in enumerate(rows):
+        if row.keys() != rows[0].keys():
+            raise ValueError(
+                f"expected all rows of a batch to have the same columns, but row 0 has {sorted(rows[0])} and row "
+                f"{number} has {sorted(row)}"
+            )
+    if "attention_mask" not in rows[0]:
+        return rows
+    found = []
+    for number, row in enumerate(rows):
+        mask = np.asarray(row["attention_mask"], bool)
+        if mask.shape != np.shape(row["input_ids"]):
+            raise _wrong_length("attention_mask", number, len(row["attention_mask"]), len(row["input_ids"]))
+        found.append(row if mask.all() else {name: _cut(value, mask) for name, value in row.items()})
+    return found
+
+
+def _cut(value: object, mask: np.ndarray) -> object:
+    return np.asarray(value)[mask] if np.shape(value) == mask.shape else value
+
+
+def _wrong_length(name: str, number: int, found: int, tokens: int) -> ValueError:
+    return ValueError(
+        f"row {number} of the batch has {found} {name} for {tokens} tokens; expected one for each. Leave out a column that "
+        "means something else"
+    )
+
+
+def column_of(rows: Sequence[Mapping], name: str, width: int, fill: int) -> np.ndarray:
+    """A column of rows with a number for each token, or None for `fill`, as one array (B, L), int64.
+
+    Raises:
+        ValueError: another number of them than of tokens, or no numbers.
+    """
+    values = [row[name] for row in rows]
+    for number, (row, value) in enumerate(zip(rows, values, strict=True)):
+        if len(value) != len(row["input_ids"]):
+            raise _wrong_length(name, number, len(value), len(row["input_ids"]))
+    try:
+        return filled(values, width, fill)
+    except (TypeError, ValueError):
+        pass  # BatchEncoding.word_ids() has None at special tokens
+    try:
+        return filled([[fill if one is None else one for one in value] for value in values], width, fill)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected a column {name!r} of whole numbers, got {values[0]!r:.60}") from error
 
 
 def filled(rows: Sequence[Sequence[int]], width: int, fill: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from .documents import Documents, special_id
 from .multi_task import task_number
 from .pretraining_collators import DataCollatorForMaskedLanguageModeling
 from .text_packing import TextBlocks, pack_doc_sentences
+from .token_batch import unpadded
 from .token_labels import capital_labels
 from .word_ids import bert_words
 
@@ -79,6 +80,7 @@ class TokenizedTaskCollator:
                     f"{task['kind']} task {task['name']!r} needs rows with {', '.join(sorted(wanted))}; a row has no "
                     f"{', '.join(sorted(missing))}, but {sorted(row)}."
                 )
+        rows = unpadded(rows)
         if masked:
             batch = self.masker([{name: row[name] for name in row if name != "task"} for row in rows])
         else:

@@ -3,6 +3,7 @@
 import copy
 import random
 
+import numpy as np
 import pytest
 import torch
 from reference.joint_loss_naive import MASK, VOCAB, gradients, language_model, largest_difference
@@ -165,6 +166,24 @@ def test_a_task_moves_its_own_embedding_only(rows):
         assert batch["task_id"].tolist() == [number] * 2
         model(**batch).loss.backward()
         assert (table.grad.abs().sum(1) > 0).tolist() == [one == number for one in range(5)]
+
+
+def test_padding_of_the_tokenizer_is_no_text(rows):
+    collate = TokenizedTaskCollator(WORDS, TASKS)
+    for name in NAMES:
+        plain = [{**rows[name][number], "task": name} for number in (0, 1)]
+        longer = []
+        for row in plain:
+            size = len(row["input_ids"])
+            fills = {"labels": -100}
+            more = {
+                key: [*value, *[fills.get(key, 0)] * 3]
+                for key, value in row.items()
+                if np.shape(value) == (size,)
+            }
+            longer.append({**row, **more, "attention_mask": [1] * size + [0] * 3})
+        expected, found = collate(plain), collate(longer)
+        assert all(torch.equal(found[key], value) for key, value in expected.items()), name
 
 
 # The masked language model as a task

@@ -167,6 +167,23 @@ def test_in_batch_negatives_have_exact_means_of_the_batches_as_they_are():
     torch.testing.assert_close(model(**first).loss, model(**batch(0, 2)).loss)  # wider by padding only
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_row_without_an_ngram_is_no_negative(way):
+    model, some = made(*way), batch(given=way[1] != "in_batch")
+    mask = some["ngram_mask"].clone()
+    mask[[1, 4]] = 0
+    fewer = {name: value[[0, 2, 3]] for name, value in some.items()}
+    output, expected = model.train()(**some | {"ngram_mask": mask}), model(**fewer)
+    assert output.contrastive_loss.item() == pytest.approx(expected.contrastive_loss.item())
+    assert model.count_items(some | {"ngram_mask": mask}).tolist()[1] == 3
+    output.loss.backward()
+    assert all(value.isfinite().all() for value in gradients(model).values())
+    none = model.first_rows(some, 0)
+    assert len(none["input_ids"]) == 1
+    assert model.count_items(none).tolist()[1] == 0
+    assert model(**none).contrastive_loss.item() == 0
+
+
 def test_a_batch_without_targets_has_a_finite_loss():
     model, some = made().train(), batch()
     found = model(**some | {"labels": torch.full_like(some["labels"], -100)})

@@ -37,14 +37,35 @@ def two_trained_steps(folder, size, **more):
     }
 
 
+def evaluated(folder, size, contrast, **more):
+    """Metrics of a trainer that has not trained; the batches of two processes are those of one with twice the rows."""
+    model = made(contrast, "in_batch")
+    numbers = [{"number": number} for number in range(5)]
+    options = {"learning_rate": 0.0, "max_steps": 1, "rows": numbers, "per_device_eval_batch_size": size}
+    options["data_collator"] = lambda some: joined([row["number"] for row in some])
+    metrics = trained(folder, model, size, 1, **options | more)[0].evaluate()
+    return [metrics[f"eval_{part}"] for part in ("loss", "mlm_loss", "contrastive_loss")]
+
+
+def joined(numbers):
+    """A batch of any rows, as a process gets it that reads some again to have as many as the others."""
+    whole = batch()
+    return {name: value[numbers] for name, value in whole.items()}
+
+
+EVALUATIONS = [(contrast, size) for contrast in ("infonce", "margin") for size in (1, 2)]
+
+
 def test_negatives_come_from_all_processes(tmp_path):
-    """Two processes, with two rows and three, are as one with five; and so is Trainer."""
+    """Two processes, with two rows and three, are as one with five; and so is Trainer, whatever rows are left at last."""
     code = """
 found = {"trained": suite.two_trained_steps(folder, 2, ddp_backend="gloo")}
 rank = torch.distributed.get_rank()
 for way in suite.IN_BATCH:
     found[way] = suite.a_step(way, [(0, 2), (2, 5)][rank])
     found[way, "a row"] = suite.a_step(way, [(2, 3), (3, 4)][rank])["losses"]  # of several widths
+for contrast, size in suite.EVALUATIONS:
+    found[contrast, size] = suite.evaluated(folder, size, contrast, ddp_backend="gloo")
 torch.save(found, folder / f"of_process_{rank}")
 """
     run_in_two_processes(__file__, tmp_path, code)
@@ -57,6 +78,10 @@ torch.save(found, folder / f"of_process_{rank}")
         assert sum(first[way, "a row"] + second[way, "a row"]) == pytest.approx(
             a_step(way, (2, 4))["losses"][0]
         )
+    for contrast, size in EVALUATIONS:
+        whole = evaluated(tmp_path / "one", 2 * size, contrast)
+        for one in (first, second):
+            assert one[contrast, size] == pytest.approx(whole, rel=1e-6)
     whole = two_trained_steps(tmp_path / "one", 4)
     for one in (first["trained"], second["trained"]):
         assert largest_difference(one["weights"], whole["weights"]) < 1e-7

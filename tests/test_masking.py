@@ -336,9 +336,12 @@ def test_rows_of_special_tokens_only(strategy):
 
 
 def test_batches_of_rows():
-    rows = [{"input_ids": [CLS, 7, MASK, SEP]}, {"input_ids": [CLS, SEP], "special_tokens_mask": [1, 1]}]
+    rows = [
+        {"input_ids": [CLS, 7, MASK, SEP], "special_tokens_mask": [1, 0, 0, 1]},
+        {"input_ids": [CLS, 8], "special_tokens_mask": [1, 1]},
+    ]
     batch = TokenBatch.from_rows(rows, VOCABULARY, pad_to_multiple_of=8)
-    assert batch.input_ids.tolist() == [[CLS, 7, MASK, SEP, 0, 0, 0, 0], [CLS, SEP, 0, 0, 0, 0, 0, 0]]
+    assert batch.input_ids.tolist() == [[CLS, 7, MASK, SEP, 0, 0, 0, 0], [CLS, 8, 0, 0, 0, 0, 0, 0]]
     assert batch.maskable.sum() == 1
     assert batch.body.sum() == 2
     assert batch.attention_mask.sum(1).tolist() == [4, 2]

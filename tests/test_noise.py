@@ -253,6 +253,20 @@ def test_span_corruption_has_the_lengths_of_t5(raw, inputs, targets):
         assert set((mask[:, 1:] & ~mask[:, :-1]).sum(1)) == {28}
 
 
+@pytest.mark.parametrize("noise", [SpanCorruption(), SpanCorruption(0.5, 1.0), SpanCorruption(0.3, 2.0)])
+def test_the_longest_rows_that_fit(noise):
+    for room in range(3, 60):
+        length, targets = noise.raw_length(room)
+        widths = [
+            noise(generator(0), TokenBatch.from_rows([{"input_ids": range(10, 10 + size)}], VOCABULARY))
+            for size in (length, length + 1)
+        ]
+        assert widths[0].input_ids.shape[1] <= room < widths[1].input_ids.shape[1]
+        assert widths[0].labels.shape[1] == targets
+    with pytest.raises(ValueError, match="rows for span corruption have 3 tokens or more: .* got 2"):
+        noise.raw_length(2)
+
+
 def test_span_corruption_equals_its_twin():
     lengths = [568, 200, 31, 9, 3, 2]
     batch, noise = batch_of(lengths, stops=0), SpanCorruption()

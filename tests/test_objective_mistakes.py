@@ -13,7 +13,7 @@ from heirloom.cli.main import app
 from heirloom.modeling.gathered_head import StockPretrainingLosses, kind_of
 from heirloom.objectives.attention_masks import DataCollatorForUnifiedLM
 from heirloom.objectives.masking import SpanMasking, WholeWordMasking
-from heirloom.objectives.noise import Compose, ReplacedTokenNoise, TextInfilling
+from heirloom.objectives.noise import Compose, ReplacedTokenNoise, TextInfilling, TokenDeletion
 from heirloom.objectives.permutation import DataCollatorForPermutationLanguageModeling, PermutationTargets
 from heirloom.objectives.pretraining_collators import (
     DataCollatorForDenoising,
@@ -202,3 +202,82 @@ def test_rows_that_are_too_short_for_spans_of_targets():
 def test_words_that_nobody_marked(name):
     with pytest.raises(ValueError, match="needs a column 'word_ids'"):
         COLLATORS[name](rows_of("bert"))
+
+
+def padded(rows, width=40, left=False):
+    """Rows as a tokenizer with `padding="max_length"` makes them."""
+    fills = {"input_ids": 0, "word_ids": -1, "token_type_ids": 0, "attention_mask": 0}
+    found = []
+    for row in rows:
+        row = row | {"attention_mask": [1] * len(row["input_ids"])}
+        more = {name: [fills[name]] * (width - len(value)) for name, value in row.items()}
+        found.append({name: more[name] + row[name] if left else row[name] + more[name] for name in row})
+    return found
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_padding_of_the_tokenizer_is_no_text(left):
+    rows = with_words(rows_of("xlnet"))
+    rows = [
+        row | {"token_type_ids": [int(place > 3) for place in range(len(row["input_ids"]))]} for row in rows
+    ]
+    expected, found = Each()(rows), Each()(padded(rows, left=left))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("name", COLLATORS)
+def test_columns_that_are_not_one_number_for_each_token(name):
+    rows = with_words(rows_of("xlnet"))
+    nones = [row | {"word_ids": [None if one < 0 else one for one in row["word_ids"]]} for row in rows]
+    for key, value in COLLATORS[name](rows).items():
+        assert torch.equal(COLLATORS[name](nones)[key], value)  # as BatchEncoding.word_ids() has it
+    for wrong, message in (
+        (
+            {"word_ids": rows[0]["word_ids"][:-2]},
+            "row 0 of the batch has 10 word_ids for 12 tokens; expected one",
+        ),
+        ({"attention_mask": [1, 1]}, "row 0 of the batch has 2 attention_mask for 12 tokens"),
+        ({"word_ids": ["a"] * 12}, "expected a column 'word_ids' of whole numbers, got"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            COLLATORS[name]([rows[0] | wrong])
+    with pytest.raises(ValueError, match="row 1 has"):
+        COLLATORS[name]([rows[0], {"input_ids": [1, 9, 8, 2]}])
+    with pytest.raises(ValueError, match=r"expected rows with input_ids, got \['text'\]"):
+        COLLATORS[name]([{"text": "a"}])
+
+
+def test_columns_that_mean_something_else():
+    with pytest.raises(
+        ValueError, match="row 0 of the batch has 2 topic_ids for 4 tokens.*Leave out a column"
+    ):
+        COLLATORS["tokens"]([{"input_ids": [1, 8, 9, 2], "topic_ids": [3, 4]}])
+
+
+@pytest.mark.parametrize(("name", "collator"), [("bert", "tokens"), ("gpt2", "causal"), ("mass", "fragment")])
+def test_rows_beyond_the_positions_of_a_stock_model(name, collator):
+    batch = COLLATORS[collator]([{"input_ids": [1, *[9] * 39, 2]}])
+    with pytest.raises(
+        ValueError, match=r"has 40 positions, found input_ids of 41. Cut rows .*max_length=40"
+    ):
+        StockPretrainingLosses(make(name))(**batch)
+
+
+def test_texts_beyond_the_positions_of_a_decoder():
+    batch = DataCollatorForDenoising(WORDPIECES, TokenDeletion(0.5))([{"input_ids": [1, *[9] * 39, 2]}])
+    with pytest.raises(ValueError, match="has 40 positions, found labels of 41"):
+        StockPretrainingLosses(make("bart"))(**batch)
+
+
+def test_a_permutation_model_in_half_precision():
+    batch, model = COLLATORS["permuted"](rows_of("xlnet")), make("xlnet")
+    loss = StockPretrainingLosses(model)(**batch).loss.item()
+    losses = StockPretrainingLosses(model.to(torch.bfloat16))
+    with pytest.raises(
+        ValueError, match=r"has weights of torch.bfloat16, .* Load it with dtype=torch.float32"
+    ):
+        losses(**batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert losses(**batch).loss.item() == pytest.approx(loss, rel=0.05)

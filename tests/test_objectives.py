@@ -155,6 +155,17 @@ def test_rows_fit_and_batches_have_targets(name, files, tokenizer):
     assert all(torch.equal(batch[key], again[key]) for key in batch)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if not find_objective(name).paired])
+def test_rows_of_special_tokens_alone_do_not_stop_a_training(name, tokenizer):
+    """A separator that has no room behind its sentence, and text that is the name of a special token."""
+    objective = find_objective(name)
+    documents = [[" ".join(["w1"] * 30)], [" ".join(["w2"] * 30)], ["[SEP] [MASK]"], ["w3 w4 w5"], ["w6 w7"]]
+    rows = objective.rows(encode(objective, documents, tokenizer), tokenizer, 32, 1)
+    collator = objective.make_collator(tokenizer, 1)
+    for number in range(len(rows)):
+        assert (collator([rows[number]])["labels"] != -100).any()
+
+
 def test_an_entity_is_hidden_whole_and_plain_words_alone(tokenizer, tmp_path):
     (tmp_path / "phrases.txt").write_text("w1 w2 w3\n")
     objective = find_objective("ernie1")
@@ -300,6 +311,8 @@ def test_what_is_missing_is_said(files, tokenizer, tmp_path):
         run(files, tmp_path / "a", "wwm", bert, tokenizer="")
     with pytest.raises(ValueError, match="max_tokens is 64, but the model has 40 positions"):
         run(files, tmp_path / "a", "wwm", bert, max_tokens=64)
+    with pytest.raises(ValueError, match="max_tokens is 0; expected 1 or more"):
+        run(files, tmp_path / "a", "wwm", bert, max_tokens=0)
     bare = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer, cls_token="[CLS]", sep_token="[SEP]"
     )

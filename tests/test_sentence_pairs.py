@@ -21,7 +21,7 @@ from transformers import (
 from heirloom.objectives.collators import IGNORED
 from heirloom.objectives.documents import Documents
 from heirloom.objectives.reordering import SentenceReorderingDataset, orders_of
-from heirloom.objectives.sentence_pairs import LABELS, SentencePairDataset, pairs, truncated
+from heirloom.objectives.sentence_pairs import LABELS, SentencePairDataset, as_many, pairs, truncated
 
 ROLES = {
     "pad_token": "[PAD]",
@@ -247,6 +247,30 @@ def test_epochs_differ_and_seeds_repeat(objective):
     assert not np.array_equal(
         differing.table[:50], SentencePairDataset(CORPUS, TOKENIZER, objective, 40).table[:50]
     )
+
+
+@pytest.mark.parametrize("objective", LABELS)
+def test_every_epoch_has_as_many_rows(objective):
+    dataset = SentencePairDataset(CORPUS, TOKENIZER, objective, max_length=40, seed=4)
+    number = len(dataset)
+    for epoch in (1, 2, 3, 4):
+        dataset.set_epoch(epoch)
+        assert len(dataset) == number
+        begins, times = np.unique(dataset.table, axis=0, return_counts=True)
+        assert len(begins) > 0.85 * number
+        assert times.max() <= 2
+        assert (np.diff(dataset.table[:, 0]) >= 0).mean() > 0.5  # still in the order of the corpus
+
+
+def test_rows_that_are_left_out_or_come_twice_are_random():
+    table = np.arange(100)[:, None]
+    fewer, more = (as_many(np.random.default_rng(1), table, number)[:, 0] for number in (80, 130))
+    assert len(set(fewer.tolist())) == 80
+    assert max(fewer) > 90
+    assert min(fewer) < 10
+    assert set(more.tolist()) == set(range(100))
+    twice = more[1:][more[1:] == more[:-1]]
+    assert (len(twice), max(twice) > 80, min(twice) < 20) == (30, True, True)
 
 
 def test_words_of_texts():

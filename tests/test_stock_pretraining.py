@@ -1,5 +1,6 @@
 """Pre-training of stock models: the head on masked rows alone, and means that no accumulation and no processes change."""
 
+import numpy as np
 import pytest
 import torch
 from stock_lms import fuzz
@@ -36,6 +37,7 @@ from heirloom.modeling.modeling_infoword import InfoWordForPreTraining
 from heirloom.modeling.modeling_lstm_lm import LstmLMForCausalLM
 from heirloom.objectives.ngram_pairs import DataCollatorForNgramContrast, NgramPairs
 from heirloom.objectives.pretraining_collators import DataCollatorForMaskedLanguageModeling
+from heirloom.objectives.sentence_pairs import SentencePairDataset
 from heirloom.training.distillation import DistillationTrainer
 from heirloom.training.stock_pretraining import StockPretrainingTrainer
 
@@ -383,6 +385,28 @@ def test_a_resumed_training_has_the_masks_of_its_epoch(tmp_path):
     assert seen[1][0] == [1]
     for key, value in seen[0][1].items():
         torch.testing.assert_close(seen[1][1][key], value, rtol=0, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_pairs_that_are_drawn_anew_resume_where_they_were(accumulate, tmp_path):
+    """Epochs of chunks have different numbers; a training must not lose its place over them."""
+    draw = np.random.default_rng(0)
+    documents = [
+        [draw.integers(6, WORDS, draw.integers(2, 9)).tolist() for _ in range(draw.integers(1, 6))]
+        for _ in range(20)
+    ]
+    options = {"save_strategy": "steps", "num_train_epochs": 4, "max_steps": -1}
+    options["save_steps"] = 40 // accumulate
+    found = []
+    for resume in (None, str(tmp_path / f"checkpoint-{40 // accumulate}")):
+        rows = SentencePairDataset(documents, WORDPIECES, "nsp", max_length=20, seed=4)
+        trainer = trainer_of(tmp_path, "bert pairs", 2, accumulate, train_dataset=rows, **options)
+        trainer.train(resume_from_checkpoint=resume)
+        found.append((trainer.state.global_step, trainer.state.epoch, trainer.model.state_dict()))
+    assert found[0][:2] == found[1][:2]
+    assert found[0][1] == 4
+    for key, value in found[0][2].items():
+        torch.testing.assert_close(found[1][2][key], value, rtol=0, atol=1e-6, msg=key)
 
 
 def test_our_own_models_train_as_before(tmp_path):

@@ -12,10 +12,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from heirloom.objectives.documents import Documents
 from heirloom.objectives.text_packing import (
     DataCollatorForCausalLanguageModeling,
+    TextBlocks,
     pack_contiguous,
     pack_doc_sentences,
     pack_full_sentences,
 )
+from heirloom.objectives.token_batch import Vocabulary
 from heirloom.objectives.token_labels import add_capitalization, repeated_in_document, token_document_blocks
 
 END = 99
@@ -53,6 +55,23 @@ def test_contiguous_blocks_are_the_corpus():
     exact = pack_contiguous([[[7] * 64], [[8] * 64]], 64, drop_last=False)
     assert len(exact) == 2
     assert exact.fill(64) == 1
+
+
+def test_blocks_with_nothing_to_hide_are_left_out():
+    # The separators have no room behind ten tokens.
+    blocks = pack_full_sentences([[[7] * 10], [[8] * 10], [[9] * 10]], 12, 5, 1, 2)
+    kept = blocks.with_text(Vocabulary(100, special_ids=(1, 2, 5)))
+    assert rows_of(blocks)[1::2] == [[1, 5, 2]] * 3
+    assert rows_of(kept) == [[1, *[token] * 10, 2] for token in (7, 8, 9)]
+    assert kept[-1]["input_ids"].tolist() == [1, *[9] * 10, 2]
+    assert kept.fill(12) == 1
+    with pytest.raises(IndexError, match="a block of 0 to 2, got 3"):
+        kept[3]
+    words = TextBlocks(blocks.columns | {"word_ids": np.full(33, -1)}, blocks.edges)
+    words.columns["word_ids"][11:20] = 3
+    assert rows_of(words.with_text(Vocabulary(100, special_ids=(5,)))) == [[8] * 10]
+    with pytest.raises(ValueError, match="special tokens alone, or no words"):
+        pack_doc_sentences([[[5, 5]]], 8).with_text(Vocabulary(100, special_ids=(5,)))
 
 
 def test_full_sentences():

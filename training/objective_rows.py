@@ -19,12 +19,13 @@ from ..objectives.text_packing import (
     pack_doc_sentences,
     pack_full_sentences,
 )
+from ..objectives.token_batch import Vocabulary
 from ..objectives.token_lanes import pack_lanes
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """As many whole sentences as fit between two special tokens.
+    """As many whole sentences as fit between two special tokens; rows with nothing to hide are left out.
 
     Args:
         across: sentences of several documents in one row, with a separator between documents.
@@ -39,14 +40,15 @@ class Blocks:
     ) -> Dataset:
         """Cut rows of `max_tokens` at the most, the special tokens included."""
         marks = special_id(tokenizer, "cls"), special_id(tokenizer, "sep")
+        vocabulary = Vocabulary.from_tokenizer(tokenizer)
         if self.across:
-            return pack_full_sentences(documents, max_tokens, marks[1], *marks)
+            return pack_full_sentences(documents, max_tokens, marks[1], *marks).with_text(vocabulary)
         blocks = pack_doc_sentences(documents, max_tokens, *marks)
-        if not self.sentence_ids:
-            return blocks
-        sizes = np.diff(documents.sentences)
-        number = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        return TextBlocks(blocks.columns | {"sentence_ids": number}, blocks.edges, *blocks.marks)
+        if self.sentence_ids:
+            sizes = np.diff(documents.sentences)
+            number = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+            blocks = TextBlocks(blocks.columns | {"sentence_ids": number}, blocks.edges, *blocks.marks)
+        return blocks.with_text(vocabulary)
 
 
 @dataclass(frozen=True)

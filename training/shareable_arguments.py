@@ -1,13 +1,17 @@
-"""`training_args.bin` without the paths and the token of whoever trained: Trainer sends that file to the Hub."""
+"""`training_args.bin` and `trainer_state.json` without the paths and the token of whoever trained: Trainer sends both."""
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from .resuming import FILES
+
+STATE = "trainer_state.json"
 TOKENS = ("hub_token", "push_to_hub_token")
 
 
@@ -60,4 +64,28 @@ def _without_paths(value: Any) -> Any:
     return _without_paths(str(value)) if isinstance(value, PurePosixPath | PureWindowsPath) else value
 
 
-__all__ = ["shareable_arguments"]
+class ShareableState(TrainerCallback):
+    """Keeps the path of the best checkpoint out of a checkpoint's `trainer_state.json` that goes to the Hub.
+
+    `best_global_step` says the same there; a training that resumes finds the folder again.
+    """
+
+    def on_push_begin(self, args, state, control, **kwargs):
+        """Between the writing of the newest checkpoint and its upload."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        # The push at the end sends no checkpoint, and finds the newest one listed with its sizes.
+        if state.is_world_process_zero and (folder / STATE).is_file() and not (folder / FILES).exists():
+            written = json.loads((folder / STATE).read_text("utf-8"))
+            if written["best_model_checkpoint"] is not None:
+                written["best_model_checkpoint"] = None
+                (folder / STATE).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", "utf-8")
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Where the best checkpoint of a resumed training lies here."""
+        if state.best_model_checkpoint is None and state.best_global_step:
+            folder = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            if folder.is_dir():
+                state.best_model_checkpoint = str(folder)
+
+
+__all__ = ["ShareableState", "shareable_arguments"]

@@ -364,8 +364,12 @@ def longest_row(model: PreTrainedModel, wanted: int | None) -> int:
     """Tokens of a row: what is wanted, or what the model can read, up to 512.
 
     Raises:
-        ValueError: more than the model can read.
+        ValueError: none, or more than the model can read.
     """
+    if wanted is not None and wanted < 1:
+        raise ValueError(
+            f"max_tokens is {wanted}; expected 1 or more. Leave it out for what fits, up to {LONGEST}."
+        )
     limit = position_limit(model)
     if wanted is not None and limit is not None and wanted > limit:
         raise ValueError(f"max_tokens is {wanted}, but the model has {limit} positions.")

@@ -227,7 +227,7 @@ class StockPretrainingTrainer(PretrainingTrainer):
         rows = len(next(iter(inputs.values())))
         kept = rows if self._recurrence is not None else self._rows_of_their_own(rows)
         if kept < rows:
-            inputs = self.stock.first_rows(inputs, max(1, kept))
+            inputs = self.stock.first_rows(inputs, kept)
         # A mean over one item is a sum.
         outputs = model(**inputs, num_items_in_batch=torch.ones(len(self.stock.parts), dtype=torch.long))
         if kept:

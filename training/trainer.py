@@ -17,7 +17,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback
 from ..objectives.streams import EndlessBatches, Stream
 from .recurrence import SegmentRecurrence, recurrent_name
 from .resuming import FILES, MarkWholeCheckpoints, last_whole_checkpoint, load_position, save_position
-from .shareable_arguments import shareable_arguments
+from .shareable_arguments import ShareableState, shareable_arguments
 
 DRAFT = "the information the Trainer had access to"  # a comment in every card of Trainer's
 
@@ -44,6 +44,7 @@ class PretrainingTrainer(Trainer):
         self._seen_batches = 0
         self._targets, self._seconds, self._clock = 0.0, 0.0, time.perf_counter()
         self._recurrence: SegmentRecurrence | None = None  # of the series of batches that is running
+        self.add_callback(ShareableState())
         self.add_callback(MarkWholeCheckpoints())
 
     # Texts without end
