@@ -6,8 +6,10 @@ Runs from a checkout; heirloom need not be installed. The work is the original b
 positions (a sentence of 25 words with its marks) of random vectors. Random weights, seed 0; the clips are small enough
 that about 1 % of the cells meet theirs. Times are medians by CUDA events. Every way is compared with the step-by-step loop
 of the same run, which does what AllenNLP does for each step, operation for operation. "products" are the times of a run's
-matrix products alone, each shape in a graph of its own: what no way with separate products can beat. An experiment that
-fails says why, and the next one goes on. Without a GPU, `--device cpu --tiny` only shows that the script works.
+matrix products alone, each shape in a graph of its own: what no way with separate products can beat. Training is forward
+and backward with all weights' gradients, for the largest batch, and for 128 rows of 20 positions as bilm-tf trains; aim: the
+way "cuda" at least 6 times as fast as step by step. An experiment that fails says why, and the next one goes on. Without a
+GPU, `--device cpu --tiny` only shows that the script works.
 
 Letters: B rows, T positions, P outputs and inputs, D cells.
 """
@@ -32,9 +34,12 @@ package.__path__ = [str(Path(__file__).resolve().parents[1] / "modeling")]
 sys.modules["probed"] = package
 lstmp = importlib.import_module("probed.lstmp").lstmp
 lstmp_path = importlib.import_module("probed.lstmp_paths").lstmp_path
-run_pieces = importlib.import_module("probed.lstmp_cuda").run_pieces
+cuda_files = [importlib.import_module(f"probed.lstmp_cuda{end}") for end in ("", "_training")]
+run_pieces, in_streams = cuda_files[0].run_pieces, cuda_files[0].in_streams
+LstmpCudaFunction = cuda_files[1].LstmpCudaFunction
 
 SIZES = {False: (27, 512, 4096), True: (5, 24, 96)}  # tiny or not: T, P, D
+RECIPE = {False: (128, 20), True: (6, 4)}  # B, T
 WORKING_SETS = 5, 10, 20, 40, 80, 160, 1024  # MiB
 LAYERS, CALLS, CLIP = 2, 20, 1.5  # of a direction; of a product in a graph; of cells and outputs
 PRECISIONS = "fp32", "tf32", "bf16"
@@ -90,19 +95,16 @@ class Probe:
         self.records.append({"experiment": experiment, "name": name, "ms": ms, "note": note})
         print(f"{experiment}  {name:<40} {'-' if ms is None else f'{ms:.4f}':>10} ms  {note}", flush=True)
 
-    def stacks(self, layer, inputs: list[Tensor], rows: int, precision: str, streams=()) -> Tensor:
+    def stacks(self, layer, inputs: list[Tensor], rows: int, precision: str, beside=False) -> Tensor:
         """Both directions (2, T B, P): `layer` gets inputs (T B, P), rows, precision and a layer's weights."""
-        outputs, main = [], torch.cuda.current_stream() if streams else None
-        for number, (hidden, layers) in enumerate(zip(inputs, self.weights, strict=True)):
-            if streams:
-                streams[number].wait_stream(main)
-            with torch.cuda.stream(streams[number] if streams else None):
-                for weights in layers:
-                    hidden = layer(hidden, rows, precision, *weights)
-            outputs.append(hidden)
-        for stream in streams:
-            main.wait_stream(stream)
-        return torch.stack(outputs)
+
+        def stack(hidden: Tensor, layers: list[list[Tensor]]) -> Tensor:
+            for weights in layers:
+                hidden = layer(hidden, rows, precision, *weights)
+            return hidden
+
+        calls = list(zip(inputs, self.weights, strict=True))
+        return torch.stack(in_streams(stack, calls) if beside else list(itertools.starmap(stack, calls)))
 
 
 def tf32(precision: str) -> None:
@@ -141,6 +143,13 @@ def graph(inputs: Tensor, rows: int, precision: str, *weights: Tensor) -> Tensor
     return run_pieces(inputs, *zeros, *weights, *options)[0]
 
 
+def graph_with_gradients(inputs: Tensor, rows: int, _, *weights: Tensor) -> Tensor:
+    """The way "cuda" in training, on any device."""
+    zeros = inputs.new_zeros(rows, weights[1].shape[1]), inputs.new_zeros(rows, len(weights[1]) // 4)
+    sizes = [rows] * (len(inputs) // rows)
+    return LstmpCudaFunction.apply(inputs, *zeros, *weights, sizes, None, (CLIP, CLIP))[0]
+
+
 def machine(probe: Probe, batches: list[int]) -> None:
     """Experiment 0: reads by working set, the gap between a graph's kernels, products."""
     for mib in WORKING_SETS[:2] if probe.size < 100 else WORKING_SETS:
@@ -166,7 +175,6 @@ def machine(probe: Probe, batches: list[int]) -> None:
 @torch.no_grad()
 def inference(probe: Probe, batches: list[int]) -> None:
     """Experiments 1 to 4 for each number of rows: first the yardstick."""
-    streams = [torch.cuda.Stream() for _ in range(2)] if probe.cuda else []
     for rows in batches:
         tf32("fp32")
         inputs = [probe.random(probe.steps * rows, probe.size) for _ in range(2)]
@@ -175,9 +183,9 @@ def inference(probe: Probe, batches: list[int]) -> None:
         base = probe.milliseconds(lambda: probe.stacks(step_by_step, inputs, rows, "fp32"))  # noqa: B023
         clipped = (c.abs() >= CLIP).float().mean()
         probe.say(1, f"B {rows} step by step fp32", base, f"{clipped:.1%} of last cells clipped")
-        ways = [(1, "nn.LSTM(proj)", None, ()), (2, "loop", loop, ()), (3, "cuda", graph, ())]
-        ways += [(4, "cuda, two streams", graph, streams)] if streams else []
-        for (number, name, layer, used), precision in itertools.product(ways, PRECISIONS):
+        ways = [(1, "nn.LSTM(proj)", None, False), (2, "loop", loop, False), (3, "cuda", graph, False)]
+        ways += [(4, "cuda, two streams", graph, True)] if probe.cuda else []
+        for (number, name, layer, beside), precision in itertools.product(ways, PRECISIONS):
             tf32(precision)
             ms, note = None, "other values: no clips"
             try:
@@ -188,7 +196,7 @@ def inference(probe: Probe, batches: list[int]) -> None:
                     given = [x.view(probe.steps, rows, -1).to(dtype) for x in inputs]
                     work = lambda: [net(x) for x in given]  # noqa: B023, E731
                 else:
-                    work = lambda: probe.stacks(layer, inputs, rows, precision, used)  # noqa: B023, E731
+                    work = lambda: probe.stacks(layer, inputs, rows, precision, beside)  # noqa: B023, E731
                     found = work()
                     error = (found - expected).norm() / expected.norm()
                     worst = F.cosine_similarity(found, expected, dim=2).min()
@@ -201,21 +209,33 @@ def inference(probe: Probe, batches: list[int]) -> None:
 
 
 def training(probe: Probe, batches: list[int]) -> None:
-    """Experiment 6: forward and backward with all weights' gradients, the largest batch."""
-    rows, expected, base = max(batches), None, None
+    """Experiments 6 and 7: the largest batch, and the recipe's."""
+    shapes = (max(batches), probe.steps), RECIPE[probe.size < 100]
     flat = [one.requires_grad_() for layers in probe.weights for layer in layers for one in layer]
-    inputs = [probe.random(probe.steps * rows, probe.size) for _ in range(2)]
-    ways = ("step by step", step_by_step, "fp32"), ("loop", loop, "fp32"), ("loop", loop, "tf32")
-    for name, layer, precision in ways:
-        tf32(precision)
-        loss = lambda: probe.stacks(layer, inputs, rows, precision).square().mean()  # noqa: B023, E731
-        work = lambda: torch.autograd.grad(loss(), flat)  # noqa: B023, E731
-        found = work()
-        expected = expected or found
-        error = max((a - b).norm() / b.norm() for a, b in zip(found, expected, strict=True))
-        ms = probe.milliseconds(work)
-        base = base or ms
-        probe.say(6, f"B {rows} training {name} {precision}", ms, f"x{base / ms:.2f}, gradients {error:.1e}")
+    ways = [
+        ("step by step", step_by_step, False),
+        ("loop", loop, False),
+        ("cuda", graph_with_gradients, False),
+    ]
+    ways += [("cuda, two streams", graph_with_gradients, True)] if probe.cuda else []
+    for number, (rows, steps) in enumerate(shapes, 6):
+        inputs, expected, bases = [probe.random(steps * rows, probe.size) for _ in range(2)], None, {}
+        for (name, layer, beside), precision in itertools.product(ways, PRECISIONS[:2]):
+            tf32(precision)
+            loss = lambda: probe.stacks(layer, inputs, rows, precision, beside).square().mean()  # noqa: B023, E731
+            work = lambda: torch.autograd.grad(loss(), flat)  # noqa: B023, E731
+            ms = None
+            try:
+                found = work()
+                expected = expected or found
+                error = max((a - b).norm() / b.norm() for a, b in zip(found, expected, strict=True))
+                ms = probe.milliseconds(work)
+                bases.setdefault(precision, ms)
+                ratios = ", ".join(f"x{base / ms:.2f} of {kind}" for kind, base in bases.items())
+                note = f"{rows * steps / ms:.0f} k positions/s, {ratios}, gradients {error:.1e}"
+            except Exception as failure:  # the next way may still work
+                note = f"failed: {failure!r:.300}"
+            probe.say(number, f"B {rows} T {steps} training {name} {precision}", ms, note)
 
 
 def main() -> None:

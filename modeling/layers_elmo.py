@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .lstmp import lstmp
-from .lstmp_paths import dense
+from .lstmp_cuda import in_streams
+from .lstmp_paths import choose_path, dense
 from .packing import distinct_rows, pack
 from .word_cache import parameter_state, word_cache
 
@@ -249,10 +250,14 @@ class ElmoLstm(nn.Module):
             texts, places = (index, backward_index), (places[0], places[0])
         stacks = self.forward_layers, self.backward_layers
         starts = zip(*(state.index_select(1, order).chunk(2, 2) for state in (h, c)), strict=True)
+        calls = [
+            (layers, vectors, text.index_select(0, place), batch_sizes, start)
+            for layers, text, place, start in zip(stacks, texts, places, starts, strict=True)
+        ]
+        beside = choose_path(self.forward_layers[0].weight_hh) == "cuda"
+        found = in_streams(self._read, calls) if beside else (self._read(*call) for call in calls)
         halves, ends = [], []
-        for layers, text, place, start in zip(stacks, texts, places, starts, strict=True):
-            words = text.index_select(0, place)
-            outputs, states = self._read(layers, vectors, words, batch_sizes, start)
+        for (outputs, states), place in zip(found, places, strict=True):
             unpack = torch.empty_like(place).scatter_(0, place, torch.arange(len(place), device=place.device))
             halves.append([output.index_select(0, unpack) for output in outputs])
             ends.append(states)

@@ -16,6 +16,7 @@ from torch import Tensor
 from .input_products import InputProducts
 from .lstmp_autograd import LstmpFunction, last_positions, run_loop
 from .lstmp_cuda import run_pieces
+from .lstmp_cuda_training import LstmpCudaFunction
 from .lstmp_native import run_steps
 from .lstmp_paths import choose_path, packs
 from .packed_linear import multiplier
@@ -96,6 +97,9 @@ def lstmp(
             outputs, c = run_pieces(*tensors, batch_sizes, index, *clips, half)
         elif path in ("native", "packed") and not training and positions:
             outputs, c = _by_pieces(*tensors, batch_sizes, index, *clips, path, half)
+        elif path == "cuda" and positions:
+            outputs, *state = LstmpCudaFunction.apply(*tensors, batch_sizes, index, clips)
+            return outputs, tuple(state)
         else:
             outputs, h, c = LstmpFunction.apply(*tensors, batch_sizes, index, *clips, path, half, training)
             return outputs, (h, c)

@@ -2,10 +2,14 @@
 
 Not tried on any GPU so far: it is off unless `lstmp_path("cuda")` or HEIRLOOM_LSTMP=cuda asks for it, and a forced run is to be
 compared with the way "loop" first. What a graph would replay, `Piece.steps`, runs on any device and is tested on CPUs.
+Training is in `lstmp_cuda_training.py`.
 
 A graph has fixed shapes, so the text is cut into pieces whose steps and rows are rounded up. A row that has ended keeps its c
 by a mask. Its h goes on as noise, like all of the rows that fill up a batch, which no other row reads: each row's last h is
-taken from the outputs. Both directions run behind one another, in the caller's stream.
+taken from the outputs. A model with two directions runs them `in_streams`.
+
+A graph keeps the workspace that cuBLAS had when it was made, one for each stream. Two graphs with the same one must not run
+at the same time, so that each is made in the stream that it will run in, and every stream has graphs and tensors of its own.
 
 Letters: N positions of the packed batch, U distinct inputs, R rows, D cells, P outputs; of a piece: T steps, B rows, n positions.
 """
@@ -15,11 +19,13 @@ import importlib.util
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from .lstmp_cells import cells_plain
 from .packed_linear import multiplier
 from .weight_cache import WeightCache
 
@@ -27,9 +33,11 @@ STEPS = 8, 16, 24, 32, 48, 64  # of a piece
 POSITIONS = 2048  # of a piece of more than 8 steps: 134 MB of gates at the original size in float32
 GRAPHS = 8  # kept for each recurrent weight
 
+Made = TypeVar("Made")
+
 _halves = WeightCache(lambda weight: weight.bfloat16())
 _pieces = WeightCache(lambda weight: OrderedDict())  # of each state of a recurrent weight; they die with it
-_lock = threading.Lock()
+lock = threading.Lock()  # from a piece's filling to the reading of its results, no other thread may use it
 
 
 @functools.cache
@@ -38,26 +46,6 @@ def why_not_cuda() -> str:
     if not torch.cuda.is_available():
         return "there is no CUDA device"
     return "" if importlib.util.find_spec("triton") else "triton is not installed"
-
-
-def cells_plain(
-    gates: Tensor, recurrent: Tensor, c: Tensor, m: Tensor, lengths: Tensor, step: int, clip: float
-) -> None:
-    """A step's cells: changes c in the rows that have not ended, and writes o tanh(c) to m.
-
-    Args:
-        gates: (B, 4 D), input products with bias; input, forget, cell, output.
-        recurrent: (B, 4 D), products with the h before.
-        c: (B, D), float32.
-        m: (B, D), to write to; noise in rows that have ended.
-        lengths: (B,), steps of each row.
-        step: from 0.
-        clip: of c; infinity turns it off.
-    """
-    i, f, g, o = (gates.float() + recurrent.float()).chunk(4, 1)
-    new = (f.sigmoid() * c + i.sigmoid() * g.tanh()).clamp(-clip, clip)
-    m.copy_(o.sigmoid() * new.tanh())
-    c.copy_(torch.where((step < lengths)[:, None], new, c))
 
 
 class Piece:
@@ -97,7 +85,7 @@ class Piece:
             from .lstmp_triton import cells_by_triton
 
             self.step_cells = cells_by_triton
-        self.graph = _capture(self.steps) if graph else None
+        self.graph = capture(self.steps) if graph else None
         self.done = torch.cuda.Event() if weight_hh.is_cuda else None
 
     def steps(self) -> None:
@@ -146,11 +134,13 @@ class Piece:
         return results
 
 
-def _capture(work: Callable[[], None]) -> "torch.cuda.CUDAGraph":
-    """What `work` does on the current device, as a graph."""
+def capture(work: Callable[[], None]) -> "torch.cuda.CUDAGraph":
+    """What `work` does on the current device, as a graph for the current stream."""
     work()  # compiles the kernel, which cannot be done in a capture
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    if stream == torch.cuda.default_stream():
+        stream = None  # nothing can be captured there; torch then takes its own stream for captures
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         work()
     return graph
 
@@ -162,37 +152,52 @@ def round_up(rows: int, steps: int) -> tuple[int, int]:
     return next((bucket for bucket in allowed if bucket >= steps), allowed[-1]), rows
 
 
-@functools.lru_cache(maxsize=64)
-def _plan(sizes: tuple[int, ...], rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where each position of some steps lies in (T, B), and how many steps each of the B rows has."""
+def on_device(numbers: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU's on a device, which the CPU does not wait for."""
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
+
+
+@functools.lru_cache(maxsize=256)
+def plan(
+    sizes: tuple[int, ...], rows: int, device: torch.device, _settings: object = None
+) -> tuple[Tensor, Tensor]:
+    """Where each position of some steps lies in (T, B), and how many steps each of the B rows has; for one stream."""
     alive = torch.arange(rows) < torch.tensor(sizes)[:, None]
-    return alive.flatten().nonzero().squeeze(1).to(device), alive.sum(0).int().to(device)
+    return on_device(alive.flatten().nonzero().squeeze(1), device), on_device(alive.sum(0).int(), device)
 
 
-def _tf32() -> object:
-    """Whether float32 products may be of TF32, which a graph keeps from when it was made."""
+def settings(device: torch.device) -> tuple:
+    """What a graph keeps from when it was made: whether float32 products may be of TF32, and the stream."""
     matmul = torch.backends.cuda.matmul
-    return getattr(matmul, "fp32_precision", None) or matmul.allow_tf32  # torch 2.9 has a new name
+    tf32 = getattr(matmul, "fp32_precision", None) or matmul.allow_tf32  # torch 2.9 has a new name
+    return tf32, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+
+
+def keep(kept: OrderedDict, key: tuple, make: Callable[[], Made], most: int) -> Made:
+    """What is kept for a key, else something new, for which the one unused for longest makes room."""
+    if key not in kept:
+        kept[key] = make()
+    kept.move_to_end(key)
+    if len(kept) > most:
+        _, old = kept.popitem(last=False)
+        if old.done is not None:
+            old.done.synchronize()  # its graph may still run
+    return kept[key]
 
 
 def _piece(
     steps: int, rows: int, weight_hh: Tensor, weight_proj: Tensor | None, clips: tuple, half: bool
 ) -> Piece:
-    """One that is kept, else a new one, for which the one unused for longest makes room."""
+    """One that is kept, or a new one."""
     operands = [
         weight if weight is None or not half else _halves(weight) for weight in (weight_hh, weight_proj)
     ]
     if any(weight is not None and weight.is_inference() for weight in (weight_hh, weight_proj)):
         return Piece(steps, rows, *operands, clips, graph=False)  # nobody knows whether they have changed
-    kept = _pieces(weight_hh)
     addresses = tuple(None if operand is None else operand.data_ptr() for operand in operands)
-    key = steps, rows, addresses, clips, _tf32()
-    if key not in kept:
-        kept[key] = Piece(steps, rows, *operands, clips, graph=weight_hh.is_cuda)
-    kept.move_to_end(key)
-    if len(kept) > GRAPHS:
-        kept.popitem(last=False)
-    return kept[key]
+    key = steps, rows, addresses, clips, settings(weight_hh.device)
+    make = functools.partial(Piece, steps, rows, *operands, clips, graph=weight_hh.is_cuda)
+    return keep(_pieces(weight_hh), key, make, GRAPHS)
 
 
 def run_pieces(
@@ -219,14 +224,14 @@ def run_pieces(
     if index is None:
         index = torch.arange(len(inputs), device=inputs.device)
     outputs, c, start, step = [], c.clone(), 0, 0
-    with _lock, torch.cuda.device_of(gates):
+    with lock, torch.cuda.device_of(gates):
         while step < len(batch_sizes):
             rows = batch_sizes[step]
             piece = _piece(
                 *round_up(rows, len(batch_sizes) - step), weight_hh, weight_proj, (cell_clip, proj_clip), half
             )
             sizes = tuple(batch_sizes[step : step + len(piece.gates)])
-            place, lengths = _plan(sizes, len(piece.c), gates.device)
+            place, lengths = plan(sizes, len(piece.c), gates.device, settings(gates.device))
             vectors = index[start : start + len(place)]
             found, c[:rows] = piece.run(gates, vectors, place, lengths, h[:rows], c[:rows])
             h = found[len(found) - sizes[-1] :]
@@ -235,4 +240,61 @@ def run_pieces(
     return torch.cat(outputs).to(weight_hh.dtype), c
 
 
-__all__ = ["cells_plain", "round_up", "run_pieces", "why_not_cuda"]
+@functools.cache
+def _side_streams(device: torch.device, count: int) -> "list[torch.cuda.Stream]":
+    return [torch.cuda.Stream(device) for _ in range(count)]
+
+
+def in_streams(work: Callable[..., Made], calls: list[tuple]) -> list[Made]:
+    """Call a function for several lists of arguments, on CUDA each in a stream of its own, elsewhere one after another.
+
+    The streams begin where the caller's stands, and it goes on after all of them. PyTorch runs an operation's derivative
+    in the operation's stream, so that the ways back are beside one another too.
+
+    Args:
+        work: its results are tensors, or tuples and lists of them.
+        calls: its arguments; those that hold tensors likewise, on one device.
+
+    Returns:
+        The results in the order of the calls.
+    """
+    device = next((tensor.device for tensor in _tensors(calls)), None)
+    if device is None or device.type != "cuda":
+        return [work(*arguments) for arguments in calls]
+    main, results = torch.cuda.current_stream(device), []
+    streams = _side_streams(device, len(calls))
+    for stream, arguments in zip(streams, calls, strict=True):
+        stream.wait_stream(main)
+        for tensor in _tensors(arguments):  # else memory could be used anew while a derivative still reads it
+            tensor.record_stream(stream)
+        with torch.cuda.stream(stream):
+            results.append(work(*arguments))
+    for stream, result in zip(streams, results, strict=True):
+        main.wait_stream(stream)
+        for tensor in _tensors(result):
+            tensor.record_stream(main)
+    return results
+
+
+def _tensors(nested: object) -> Iterator[Tensor]:
+    """The tensors in tuples and lists."""
+    if isinstance(nested, Tensor):
+        yield nested
+    elif isinstance(nested, (tuple, list)):
+        for one in nested:
+            yield from _tensors(one)
+
+
+__all__ = [
+    "POSITIONS",
+    "capture",
+    "in_streams",
+    "keep",
+    "lock",
+    "on_device",
+    "plan",
+    "round_up",
+    "run_pieces",
+    "settings",
+    "why_not_cuda",
+]

@@ -20,7 +20,7 @@ PATHS = {
     "native": "a C kernel that does all steps",
     "packed": "oneDNN products of packed weights",
     "loop": "plain torch, any device and dtype",
-    "cuda": "a CUDA graph of all steps, without gradients; untried on hardware, so only when forced",
+    "cuda": "CUDA graphs of the steps; untried on hardware, so only when forced",
 }
 PACKED_FROM = 2**18  # numbers of a weight: below 1 MB, packing costs more than it gains
 
