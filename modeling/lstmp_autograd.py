@@ -54,6 +54,8 @@ class LstmpFunction(torch.autograd.Function):
             ctx.save_for_backward(
                 inputs, h0, c0, weight_ih, weight_hh, weight_proj, gates, states, outputs, index
             )
+            rows = len(inputs) if ctx.needs_input_grad[0] else 0
+            ctx.packed_back = _packed_back(path, weight_ih, weight_hh, weight_proj, rows)
         ctx.options = batch_sizes, cell_clip, proj_clip, path
         return outputs, h_last, c_last
 
@@ -78,8 +80,10 @@ class LstmpFunction(torch.autograd.Function):
         else:
             c_before = torch.cat([c0, states]).index_select(0, previous)  # (N, D)
             back, m = _cells_back(gates, states, c_before, d_gates, cell_clip)
-        recurrent_back = multiplier_back(weight_hh, packs(weight_hh, path))
-        project_back = multiplier_back(weight_proj, packs(weight_proj, path)) if projected else None
+        inputs_back, recurrent_back, project_back = (
+            packed or multiplier_back(weight)
+            for packed, weight in zip(ctx.packed_back, (weight_ih, weight_hh, weight_proj), strict=True)
+        )
         d_h, d_c = d_h_last.clone(), d_c_last.clone(memory_format=torch.contiguous_format)
         stop = len(gates)
         for number, n in reversed(list(enumerate(batch_sizes))):
@@ -99,12 +103,11 @@ class LstmpFunction(torch.autograd.Function):
         if index is not None:  # sums over the positions of each distinct input
             of_inputs = d_gates.new_zeros(len(inputs), d_gates.shape[1]).index_add_(0, index, d_gates)
             of_inputs_turned = turned(of_inputs, packed)
-        worth = packs(weight_ih, path) and len(of_inputs) >= 3 * WORTH_PACKING  # turned weights take longer
         d_weight_proj = None
         if projected and needs[6]:
             d_weight_proj = outer_sum(turned(m, packed), d_raw, packed).t().contiguous()
         return (
-            multiplier_back(weight_ih, worth)(of_inputs) if needs[0] else None,
+            inputs_back(of_inputs) if needs[0] else None,
             d_h if needs[1] else None,
             d_c if needs[2] else None,
             outer_sum(of_inputs_turned, inputs, packed) if needs[3] else None,
@@ -113,6 +116,19 @@ class LstmpFunction(torch.autograd.Function):
             d_weight_proj,
             *[None] * 7,
         )
+
+
+def _packed_back(path: str, weight_ih: Tensor, weight_hh: Tensor, weight_proj: Tensor | None, rows: int):
+    """`multiplier_back` of those weights that are packed, else None.
+
+    Made on the way forward: with checkpoints the way back has other objects for the same weights, and would pack them anew.
+    """
+    worth = rows >= 3 * WORTH_PACKING  # turned weights take longer
+    weights = (weight_ih, worth), (weight_hh, True), (weight_proj, weight_proj is not None)
+    return [
+        multiplier_back(weight, True) if wanted and packs(weight, path) else None
+        for weight, wanted in weights
+    ]
 
 
 def run_loop(

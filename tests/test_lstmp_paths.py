@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from reference.lstmp_naive import lstmp_naive
+from torch.utils.checkpoint import checkpoint
 
-from heirloom.modeling import lstmp_native, lstmp_paths
+from heirloom.modeling import lstmp_native, lstmp_paths, packed_linear
 from heirloom.modeling.input_products import InputProducts
 from heirloom.modeling.lstmp import lstmp
 from heirloom.modeling.lstmp_paths import choose_path, describe_paths, lstmp_path
+from heirloom.modeling.weight_cache import WeightCache
 
 BATCH = [13, 13, 7, 6, 1]  # panels of one to six rows
 SIZES = {"projected": (48, 80), "whole blocks": (64, 64), "no projection": (32, None)}  # D, P
@@ -137,6 +139,19 @@ def test_changed_weights_are_packed_again():
                 with lstmp_path(path):
                     found = lstmp(made[0], BATCH, *made[1:5])[0]
                 torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE)
+
+
+def test_checkpoints_pack_each_weight_once(monkeypatch):
+    """What is computed again for the way back comes with new objects for the same weights."""
+    packed, pack = [], packed_linear._pack
+    count = lambda weight: packed.append(tuple(weight.shape)) or pack(weight)  # noqa: E731
+    monkeypatch.setattr(packed_linear, "_transposed", WeightCache(lambda weight: count(weight.t())))
+    made = tensors((48, 80))
+    with lstmp_path("packed"):
+        for _ in range(3):
+            outputs = checkpoint(lambda x: lstmp(x, BATCH, *made[1:5])[0], made[0], use_reentrant=False)
+            outputs.sum().backward()
+    assert sorted(packed) == [(48, 80), (80, 192)]
 
 
 def test_a_projection_of_more_cells_than_a_chunk():
