@@ -1,7 +1,9 @@
 """The shell face: one file a verb; heavy imports inside the verbs, so that `heirloom --help` is quick."""
 
+import builtins
 import json
 import os
+import re
 from typing import Annotated
 
 import typer
@@ -28,6 +30,7 @@ from . import (
 
 KNOWN_ERRORS = (ValueError, OSError, ImportError)
 KNOWN_MODULES = ("huggingface_hub", "safetensors")
+FOREIGN_CODE = re.compile(r"The repository (.+?) (?:contains|references) custom code")  # of Transformers
 
 
 def explain(error: Exception) -> str | None:
@@ -58,8 +61,20 @@ def explain(error: Exception) -> str | None:
             "a checkpoint holds weights of other shapes than its config.json says. Copy or download it again, all files "
             "of it."
         )
+    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+        who = FOREIGN_CODE.search(str(error))
+        return (
+            f"{who[1] if who else 'a checkpoint'} needs code of its own (auto_map in its JSON files), and heirloom's verbs "
+            "run no code that comes with a checkpoint. Take one of a model type that Transformers or heirloom has, or load "
+            "this one in Python, where you can decide to trust it."
+        )
     is_known = isinstance(error, KNOWN_ERRORS) or type(error).__module__.startswith(KNOWN_MODULES)
     return str(error) if is_known else None
+
+
+def _answer_nobody(prompt: str = "") -> str:
+    """In place of `input`: Transformers would ask whether to run a checkpoint's code, and take a line of our input for yes."""
+    raise ValueError(prompt)
 
 
 class Verbs(TyperGroup):
@@ -67,18 +82,21 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx):
         """Run the verb."""
+        ask, builtins.input = builtins.input, _answer_nobody
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
             raise
-        except KeyboardInterrupt:
-            typer.echo("heirloom: interrupted.", err=True)
+        except KeyboardInterrupt as error:
+            typer.echo(" ".join(["heirloom: interrupted.", *map(str, error.args)]), err=True)
             raise typer.Exit(130) from None
         except Exception as error:
             if os.environ.get("HEIRLOOM_DEBUG") == "1" or (message := explain(error)) is None:
                 raise
             typer.echo(f"heirloom: {message}", err=True)
             raise typer.Exit(1) from None
+        finally:
+            builtins.input = ask
 
     def format_options(self, ctx, formatter):
         """All in one line, so that every verb has room on a small screen."""

@@ -20,7 +20,7 @@ from .bilm import SPECIAL_WORDS, Conversion
 from .closed_world import ClosedWorld, Rule, TorchSource
 from .options import BYTE_INVENTORY, make_config, mark_ids, read_options
 from .rules import same_rule
-from .vocabulary import read_vocabulary, special_ids
+from .vocabulary import read_vocabulary, repeated_words, special_ids
 
 if TYPE_CHECKING:
     from ..modeling.configuration_elmo import ElmoConfig
@@ -111,9 +111,10 @@ def read_allennlp(
     marks, note = mark_ids(shape[0] - 1 if shape else 0, f"{prefix}{TABLE} (its padding row left out)")
     fields = settings.fields | marks | {"char_vocab_size": shape[0]}
     fields |= {"forget_bias": 0.0, "use_token_projection": True}
-    words = None
+    words, repeated = None, []
     if vocab is not None:
         words, label = read_vocabulary(vocab)
+        repeated = repeated_words(words, label, None)
         fields |= special_ids(words, label, SPECIAL_WORDS) | {"vocab_size": len(words) + 1}
     config = make_config(settings.label, **fields)
 
@@ -131,7 +132,7 @@ def read_allennlp(
     for name in outside:
         world.leave(source, name)
     model = world.build(ElmoModel, config)
-    notes = [*settings.notes, *([note] if note else []), *world.notes]
+    notes = [*settings.notes, *([note] if note else []), *repeated, *world.notes]
     if mixes:
         shares = ["[" + ", ".join(f"{share:.3f}" for share in mix.weights().tolist()) + "]" for mix in mixes]
         gammas = [f"{mix.gamma.item():.3f}" for mix in mixes]

@@ -19,7 +19,7 @@ import numpy as np
 from .closed_world import ClosedWorld, Hdf5Source
 from .options import BYTE_INVENTORY, BilmOptions, make_config, mark_ids, read_options, write_options
 from .rules import bilm_rules, canonical_name, option_hint, softmax_rules
-from .vocabulary import check_size, read_vocabulary, special_ids, write_vocabulary
+from .vocabulary import check_size, read_vocabulary, repeated_words, special_ids, write_vocabulary
 
 if TYPE_CHECKING:
     from ..modeling.configuration_elmo import ElmoConfig
@@ -171,9 +171,12 @@ def read_bilm(
     words = None
     if vocab is not None:
         words, label = read_vocabulary(vocab)
+        where = None
         if rows is not None:
             where = "embedding" if not settings.has_characters else "softmax/b" if shared else "softmax/W"
-            check_size(words, label, rows, f"{where} in {(softmax_source if has_softmax else source).path}")
+            where = f"{where} in {(softmax_source if has_softmax else source).path}"
+            check_size(words, label, rows, where)
+        notes += repeated_words(words, label, where)
         fields |= special_ids(words, label, SPECIAL_WORDS)
         rows = len(words)
     if rows is not None:

@@ -1,52 +1,11 @@
-"""Checkpoints that must be whole: loaded for conversion and for use, where no training would fill a gap."""
+"""ELMo checkpoints, loaded for conversion back."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from ..modeling.configuration_elmo import ElmoConfig
     from ..modeling.modeling_elmo import ElmoPreTrainedModel
-
-
-def load_whole(kind: type, checkpoint: str | Path, **options: object) -> "PreTrainedModel":
-    """A model of which every weight comes from its checkpoint; `from_pretrained` fills gaps with random numbers.
-
-    Args:
-        kind: a model's class, or an Auto class.
-        checkpoint: a folder, or a name on the Hub.
-        **options: of `from_pretrained`.
-
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        OSError: there is no such checkpoint.
-        ValueError: weights that are missing, of another shape than the config says, NaN or infinite.
-    """
-    import torch
-
-    model, report = kind.from_pretrained(
-        checkpoint, output_loading_info=True, ignore_mismatched_sizes=True, **options
-    )
-    shapes = [
-        f"{name} has {tuple(found)}, expected {tuple(wanted)}"
-        for name, found, wanted in sorted(report["mismatched_keys"])
-    ]
-    strange = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
-    for wrong, what in (
-        (sorted(report["missing_keys"]), "lacks weights of its model"),
-        (shapes, "holds weights of other shapes than its config.json says"),
-        (strange, "holds NaN or infinite weights"),
-    ):
-        if wrong:
-            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-            raise ValueError(
-                f"{checkpoint} {what}: {', '.join(wrong[:5])}{more}. Copy or convert the checkpoint again, all files of "
-                "it, or take an earlier one."
-            )
-    return model.eval()
 
 
 def load_model(checkpoint: str | Path) -> "ElmoPreTrainedModel":
@@ -67,6 +26,7 @@ def load_model(checkpoint: str | Path) -> "ElmoPreTrainedModel":
     from transformers import AutoConfig
 
     from ..modeling import modeling_elmo
+    from ..training.checkpoints import load_whole
 
     path, name = Path(checkpoint), str(checkpoint)
     if path.is_dir() and not (path / "config.json").is_file():
@@ -114,4 +74,4 @@ def load_words(checkpoint: str | Path, config: "ElmoConfig") -> list[str] | None
     return tokenizer.convert_ids_to_tokens(range(1, tokenizer.vocab_size))
 
 
-__all__ = ["load_model", "load_whole", "load_words"]
+__all__ = ["load_model", "load_words"]

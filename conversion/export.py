@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from .checkpoints import load_model, load_whole
+from ..training.checkpoints import load_whole
+from .checkpoints import load_model
 from .saving import new_folder
 
 if TYPE_CHECKING:

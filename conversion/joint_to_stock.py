@@ -34,7 +34,7 @@ def load_joint(checkpoint: str | Path) -> "JointLossPreTrainedModel":
     from transformers import AutoConfig
 
     from ..modeling import modeling_joint_loss
-    from .checkpoints import load_whole
+    from ..training.checkpoints import load_whole
 
     config = AutoConfig.from_pretrained(checkpoint)
     name = (config.architectures or [""])[0]

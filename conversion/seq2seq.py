@@ -10,6 +10,8 @@ from .saving import new_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ..modeling.inheritance_lstm_seq2seq import LanguageModel
+
 
 @dataclass(frozen=True)
 class VerifiedOrigin:
@@ -64,11 +66,12 @@ def convert_seq2seq(
     """
     from transformers import AutoModelForSeq2SeqLM
 
-    from ..modeling.inheritance_lstm_seq2seq import inherit, inherited, read_language_model
+    from ..modeling.inheritance_lstm_seq2seq import inherit, inherited
     from ..modeling.modeling_lstm_seq2seq import LstmSeq2SeqForConditionalGeneration
 
     parts, names = list(parts), {"source": source, "target": target}
     with new_folder(folder) as place:
+        models = {side: _read_whole(name, side) for side, name in names.items() if name is not None}
         given = {"source": source_tokenizer, "target": target_tokenizer}
         tokenizers, notes = _tokenizers(names, given)
         options = _special_tokens(names, tokenizers) | config
@@ -78,9 +81,35 @@ def convert_seq2seq(
         model.save_pretrained(place)
         notes = [note, *notes, *save_tokenizers(tokenizers, names, place)]
         loaded = AutoModelForSeq2SeqLM.from_pretrained(place)
-        models = {side: read_language_model(name, side) for side, name in names.items() if name is not None}
         rows = _compare(model, loaded, inherited(models, parts))
     return rows, notes
+
+
+def _read_whole(name: str | Path, side: str) -> "LanguageModel":
+    """As `read_language_model`, and nothing but finite numbers of the right shapes in it."""
+    from ..modeling.inheritance_lstm_seq2seq import read_language_model
+
+    try:
+        model = read_language_model(name, side)
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"{side}_lm {name} holds weights of other shapes than its config.json says. Copy or convert the checkpoint "
+            "again, all files of it, or take an earlier one."
+        ) from error
+    strange = [
+        f"{part} {key}"
+        for part, tensors in model.tensors.items()
+        for key, tensor in tensors.items()
+        if not tensor.isfinite().all()
+    ]
+    if strange:
+        raise ValueError(
+            f"{model.name} holds NaN or infinite weights: {', '.join(strange)}. Copy or convert the checkpoint again, or "
+            "take an earlier one."
+        )
+    return model
 
 
 def _tokenizers(names: dict, given: dict) -> tuple[dict, list[str]]:
@@ -92,6 +121,11 @@ def _tokenizers(names: dict, given: dict) -> tuple[dict, list[str]]:
         if given[side] is not None and found[side] is None:
             raise FileNotFoundError(
                 f"{given[side]} holds no tokenizer of the {side}. Give the folder of one, as heirloom train-tokenizer makes it."
+            )
+        if found[side] is not None and not set(found[side].get_vocab()) - set(found[side].all_special_tokens):
+            raise ValueError(
+                f"the tokenizer in {place} knows no words, only {sorted(found[side].get_vocab())}, so the {side} would have "
+                f"none. Name one with words in --{side}-tokenizer, as heirloom train-tokenizer makes it."
             )
     for side, other in (("source", "target"), ("target", "source")):
         if names[side] is None and found[side] is None and found[other] is not None:

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..modeling.auto_map import AUTO_MAP
+from ..training.checkpoints import refuse_gaps
 from .seq2seq import load_tokenizer
 
 if TYPE_CHECKING:
@@ -221,16 +222,18 @@ def load_weights(
         The model in evaluation mode, and parameters that were not there: only a pooler, which no decoder uses.
 
     Raises:
-        ValueError: other weights are missing.
+        ValueError: other weights are missing, or some are of another shape than the config says, NaN or infinite.
     """
     if isinstance(model, str | Path):
-        loaded, report = auto_class.from_pretrained(model, config=config, output_loading_info=True)
-        missing = report["missing_keys"]
+        loaded, report = auto_class.from_pretrained(
+            model, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        missing, mismatched = report["missing_keys"], report["mismatched_keys"]
     else:
         loaded = auto_class.from_config(config).to(model.dtype)
         given = model.base_model if auto_class is AutoModel else model
         missing = loaded.load_state_dict(given.state_dict(), strict=False).missing_keys
-        loaded = loaded.to(model.device)
+        loaded, mismatched = loaded.to(model.device), ()
     if lost := sorted(name for name in missing if not name.startswith("pooler.")):
         is_lm = auto_class is AutoModelForCausalLM
         raise ValueError(
@@ -238,6 +241,7 @@ def load_weights(
             f"{' ...' if lost[5:] else ''}. Expected a checkpoint "
             f"{f'of {type(loaded).__name__}' if is_lm else 'of an encoder or a language model'}."
         )
+    refuse_gaps(label, loaded, mismatched=mismatched)
     return loaded.eval(), sorted(missing)
 
 

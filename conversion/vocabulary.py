@@ -72,6 +72,37 @@ def check_size(words: Sequence[str], label: str, rows: int, where: str) -> None:
         )
 
 
+def repeated_words(words: Sequence[str], label: str, rows: str | None) -> list[str]:
+    """Refuse, or note, words that stand twice: a tokenizer gives them the last id.
+
+    Args:
+        words: the vocabulary.
+        label: its name.
+        rows: the model's table with a row for each word; None where it has none.
+
+    Returns:
+        A note, if there are such words.
+
+    Raises:
+        ValueError: there are, and the model has a row for each of them.
+    """
+    first: dict[str, int] = {}
+    twice = [
+        f"{word!r} (lines {first[word]} and {line})"
+        for line, word in enumerate(words, 1)
+        if first.setdefault(word, line) != line
+    ]
+    if not twice:
+        return []
+    told = f"{label} repeats {', '.join(twice[:5])}{f' and {len(twice) - 5} more' if len(twice) > 5 else ''}"
+    if rows:
+        raise ValueError(
+            f"{told}, but {rows} has a row for every line, and a word can have one id only. Give the vocabulary that the "
+            "model was trained with, or tell repeated words apart."
+        )
+    return [f"{told}: of a repeated word the last line counts"]
+
+
 def special_ids(words: Sequence[str], label: str, specials: Mapping[str, str]) -> dict[str, int]:
     """Where the special words stand.
 
@@ -94,4 +125,4 @@ def special_ids(words: Sequence[str], label: str, specials: Mapping[str, str]) -
     return {f"{name}_id": lines[specials[name]] for name in ("bos_token", "eos_token")}
 
 
-__all__ = ["check_size", "read_vocabulary", "special_ids", "write_vocabulary"]
+__all__ = ["check_size", "read_vocabulary", "repeated_words", "special_ids", "write_vocabulary"]

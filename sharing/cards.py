@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import jinja2
 from huggingface_hub import EvalResult
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard_data import eval_results_to_model_index
-from huggingface_hub.utils import yaml_dump
+from huggingface_hub.utils import validate_repo_id, yaml_dump
 
 from .. import __version__
 from .citations import bibtex
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).resolve().parent.parent / "model_cards"
 CARD, RECORD = "README.md", "card.json"
 RESULTS = ".eval_results/heirloom.yaml"
+LANGUAGE = re.compile(r"multilingual|code|[a-z]{2,3}(-[A-Za-z0-9]{1,8})*")  # ISO 639, as in BCP 47
 METRIC_TYPES = {
     "macro_f1": "f1",
     "entity_f1": "f1",
@@ -125,9 +127,11 @@ def update_card(folder: Path | str, changes: dict[str, str] | None = None, force
     Raises:
         FileExistsError: somebody edited the card or the file of results, or wrote one, since they were last rendered.
         FileNotFoundError: the folder has no `card.json`.
-        ValueError: a `card.json` that cannot be read, or does not hold what the template needs.
+        ValueError: a `card.json` that cannot be read, or does not hold what the template needs; a name or a language that the
+            Hub would not take.
     """
-    folder = Path(folder)
+    folder, changes = Path(folder), changes or {}
+    _check_changes(changes)
     record = _read_record(folder / RECORD)
     for name, mark in ((CARD, record["rendered"]), (RESULTS, record.get("results", ""))):
         if not force and not _is_ours(folder / name, mark):
@@ -135,7 +139,24 @@ def update_card(folder: Path | str, changes: dict[str, str] | None = None, force
                 f"{folder / name} has been edited since heirloom wrote it. Keep it as it is; or put the changes into {RECORD} "
                 "and write the card again with --force, which drops what was edited."
             )
-    return _write(folder, _facts_now(folder, record) | (changes or {}), record["template"])
+    return _write(folder, _facts_now(folder, record) | changes, record["template"])
+
+
+def _check_changes(changes: dict[str, str]) -> None:
+    """Refuse what the Hub would not take."""
+    try:
+        validate_repo_id(changes.get("name", "name"))
+    except HFValidationError as error:
+        raise ValueError(
+            f"name {changes['name']!r} is none that the Hub takes: expected USER/NAME of letters, digits, '-', '_' and '.', "
+            f"96 characters at most ({str(error).rstrip('.')}). Change it."
+        ) from error
+    language = changes.get("language", "")
+    if language and not LANGUAGE.fullmatch(language):
+        raise ValueError(
+            f"language {language!r} is no code that the Hub takes: expected one such as de, gsw or pt-BR (ISO 639), "
+            "multilingual or code. Change it."
+        )
 
 
 def card_for(folder: Path | str, name: str) -> str | None:

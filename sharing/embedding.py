@@ -23,11 +23,10 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers.utils import logging
 
-from ..conversion.checkpoints import load_whole
 from ..modeling.modeling_elmo import ElmoForSequenceClassification, ElmoForTokenClassification, ElmoModel
-from ..training.checkpoints import open_checkpoint
+from ..training.checkpoints import load_whole, open_checkpoint
 from ..training.data import column, read_table, split_words
-from ..training.text_files import BYTE_ORDER_MARK
+from ..training.text_files import BYTE_ORDER_MARK, refuse_column
 from .embedding_formats import WRITERS, FileFormat
 
 Layers = Literal["all", "top", "average", "mix"]
@@ -173,6 +172,7 @@ def _read_rows(source: Path, text_column: str | None) -> Sequence:
     if not source.is_file():
         what = "is a folder" if source.is_dir() else "does not exist"
         raise FileNotFoundError(f"{source} {what}. Give a text with a sentence a line, or a table.")
+    refuse_column(text_column, str(source))
     return Lines(source)
 
 

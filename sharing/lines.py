@@ -2,12 +2,13 @@
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..training.text_files import BYTE_ORDER_MARK, open_shards
+from ..training.text_files import BYTE_ORDER_MARK, open_shards, refuse_column
 
 SEPARATOR = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 
@@ -27,6 +28,7 @@ def read_lines(source: str, text_column: str | None = None) -> Iterator[str]:
         ValueError: a text that is no UTF-8, or no such column.
     """
     if source == "-":
+        refuse_column(text_column, "standard input")
         return read_standard_input()
     shards = open_shards(source, text_column, keep_blank=True)
     return (row if isinstance(row, str) else " ".join(row) for shard in shards for row in shard)
@@ -60,17 +62,19 @@ def refuse_existing(output: Path | None) -> None:
 
 @contextlib.contextmanager
 def new_text_file(output: Path | None) -> Iterator[io.TextIOBase]:
-    """A new file, which is deleted if something goes wrong; or standard output."""
+    """A new file, written beside its name and moved there at the end, so that it is whole; or standard output."""
     if output is None:
         yield sys.stdout
         sys.stdout.flush()
         return
-    with output.open("x", encoding="utf-8", newline="\n") as file:
-        try:
+    unfinished = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
             yield file
-        except BaseException:
-            output.unlink(missing_ok=True)
-            raise
+        refuse_existing(output)  # somebody may have written it meanwhile
+        unfinished.rename(output)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read_standard_input() -> Iterator[str]:

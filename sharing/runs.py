@@ -18,6 +18,7 @@ from ..training.trainer import read_log
 from .cards import CardFacts, training_facts, write_card
 from .quiet import quiet_libraries
 from .run_facts import TASKS, facts_of_run, own_options, push_if_asked
+from .run_folder import run_folder
 
 MEASURES = {
     "eval_perplexity": "held-out perplexity, whole vocabulary",
@@ -173,12 +174,8 @@ def _run(
     auto_class: str,
     summary: str,
 ) -> dict:
-    folder, start = Path(training_arguments.output_dir), time.time()
-    resumed = training_arguments.resume_from_checkpoint is not None
-    main = training_arguments.process_index == 0  # of several processes, one writes
-    if main and folder.exists() and any(folder.iterdir()) and not resumed:
-        raise FileExistsError(f"{folder} is not empty. Choose another --output_dir, or delete it.")
-    with quiet_libraries():
+    start, main = time.time(), training_arguments.process_index == 0  # of several processes, one writes
+    with run_folder(training_arguments) as folder, quiet_libraries():
         trainer = train(arguments, training_arguments)
     seconds = time.time() - start
     scores = next(record for record in reversed(trainer.state.log_history) if "eval_loss" in record)

@@ -19,13 +19,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
-from ..conversion.checkpoints import load_whole
 from ..modeling.modeling_elmo import ElmoForPreTraining
 from ..modeling.softmax_loss import BUFFER
 from ..modeling.vocabulary_softmax import log_probabilities
-from ..training.checkpoints import open_checkpoint
+from ..training.checkpoints import load_whole, open_checkpoint
 from ..training.data import split_words
-from ..training.text_files import open_shards
+from ..training.text_files import open_shards, refuse_column
 from .lines import new_text_file, one_line, read_standard_input, refuse_existing
 from .quiet import quiet_libraries
 
@@ -395,6 +394,7 @@ def _line(row: str | Sequence[str]) -> str:
 def _sentences(source: str, text_column: str | None) -> Iterator[str | list[str]]:
     """The rows of a source, blank ones included."""
     if source == "-":
+        refuse_column(text_column, "standard input")
         return read_standard_input()
     shards = open_shards(source, text_column, keep_blank=True)
     return (row for shard in shards for row in shard)

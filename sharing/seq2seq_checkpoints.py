@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from ..conversion.checkpoints import load_whole
+from ..training.checkpoints import load_whole
 from ..training.generated_text import decode, until_end
 from ..training.parallel_text import half_of, open_tokenizers, positions_of
 

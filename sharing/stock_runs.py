@@ -15,6 +15,7 @@ from ..training.trainer import read_log
 from .cards import CardFacts, training_facts, write_card
 from .quiet import quiet_libraries
 from .run_facts import TASKS, facts_of_run, own_options, push_if_asked
+from .run_folder import run_folder
 
 MEASURES = {
     "eval_mlm_loss": "hidden tokens, nats a token",
@@ -64,13 +65,9 @@ def run_stock_pretraining(
         FileExistsError: `output_dir` holds something.
         ValueError: bad options or data, or a model that does not fit the objective.
     """
-    folder, start = Path(training_arguments.output_dir), time.time()
-    objective = find_objective(arguments.objective)
-    resumed = training_arguments.resume_from_checkpoint is not None
+    start, objective = time.time(), find_objective(arguments.objective)
     main = training_arguments.process_index == 0  # of several processes, one writes
-    if main and folder.exists() and any(folder.iterdir()) and not resumed:
-        raise FileExistsError(f"{folder} is not empty. Choose another --output_dir, or delete it.")
-    with quiet_libraries():
+    with run_folder(training_arguments) as folder, quiet_libraries():
         trainer = pretrain_stock(arguments, training_arguments)
     scores = next(record for record in reversed(trainer.state.log_history) if "eval_loss" in record)
     if main:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from stock_pretraining_models import COMMON, WORDPIECES, make, rows_of
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertLMHeadModel, TrainingArguments
@@ -99,6 +100,27 @@ def test_a_config_that_makes_no_model(fields, message):
     with pytest.raises(ValueError, match=message) as caught:
         open_model(find_objective("mlm"), json.dumps(small | fields), WORDPIECES)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mlm", "mass", "spanbert", "electra"])
+def test_a_checkpoint_with_gaps_is_not_filled_with_random_numbers(name, tmp_path):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kind = "electra" if name == "electra" else "bert"
+    begun = "rtd" if name == "electra" else "mlm"
+    model = open_model(find_objective(begun), json.dumps(sizes | {"model_type": kind}), WORDPIECES)
+    gap = f"{kind}.encoder.layer.0.output.dense.bias"
+    head = next(
+        key for key in model.state_dict() if not key.startswith(kind) and key.endswith(".dense.weight")
+    )
+    for lost in (head, gap):  # a head may be new, a body not
+        model.save_pretrained(tmp_path / "broken")
+        tensors = load_file(tmp_path / "broken" / "model.safetensors")
+        del tensors[lost]
+        save_file(tensors, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+        if lost == head:
+            open_model(find_objective(name), str(tmp_path / "broken"), WORDPIECES)
+    with pytest.raises(ValueError, match=f"broken lacks weights of its model: {gap}. Copy"):
+        open_model(find_objective(name), str(tmp_path / "broken"), WORDPIECES)
 
 
 def test_the_shell_says_it_without_a_traceback(tmp_path):

@@ -131,7 +131,7 @@ def test_damaged_files_get_words(checkpoints, run, tmp_path):
     save_file(wrong, lm / "model.safetensors", {"format": "pt"})
     result = run("convert", "seq2seq", "--source", "lm", "out")
     assert result.exit_code == 1
-    assert "heirloom: a checkpoint holds weights of other shapes than its config.json says." in result.stderr
+    assert "heirloom: source_lm lm holds weights of other shapes than its config.json says." in result.stderr
 
 
 def test_what_is_no_bug():

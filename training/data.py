@@ -30,8 +30,8 @@ def read_table(source: str | Sequence[str], split: str = "train") -> Dataset:
         The rows.
 
     Raises:
-        FileNotFoundError: a file that does not exist.
-        ValueError: a suffix that is not read, files of several formats, or a broken file.
+        FileNotFoundError: a file that does not exist, or a folder.
+        ValueError: a suffix that is not read, files of several formats, or a file that is broken or empty.
     """
     sources = [source] if isinstance(source, str) else [str(item) for item in source]
     suffixes = {Path(item).suffix.lower() for item in sources}
@@ -42,9 +42,10 @@ def read_table(source: str | Sequence[str], split: str = "train") -> Dataset:
             f"{sources[0]} is neither a file nor a data set's name. Files end in {sorted(FORMATS)}."
         )
     if missing := [item for item in sources if not Path(item).is_file()]:
-        raise FileNotFoundError(
-            f"{missing[0]} does not exist. Give a path to a file that ends in {sorted(FORMATS)}."
-        )
+        what = "is a folder" if Path(missing[0]).is_dir() else "does not exist"
+        raise FileNotFoundError(f"{missing[0]} {what}. Give a path to a file that ends in {sorted(FORMATS)}.")
+    if empty := [item for item in sources if not Path(item).stat().st_size]:
+        raise ValueError(f"found files without content: {', '.join(empty)}; expected rows. Leave them out.")
     if len(suffixes) > 1 or not suffixes <= set(FORMATS):
         raise ValueError(
             f"data files must share one of the endings {sorted(FORMATS)}, found {sorted(suffixes)}."
@@ -53,8 +54,13 @@ def read_table(source: str | Sequence[str], split: str = "train") -> Dataset:
     try:
         return load_dataset(FORMATS[suffixes.pop()], data_files=sources, split="train", **options)
     except Exception as error:  # datasets raises its own kinds for broken files, none of which names the cure
+        # "An error occurred while generating the dataset" says nothing; what it came from does.
+        causes = [error]
+        while causes[-1].__cause__ is not None:
+            causes.append(causes[-1].__cause__)
+        told = " ".join(str(causes[-1]).split()).removesuffix(".")
         raise ValueError(
-            f"cannot read {', '.join(sources)}: {error}. Is the file complete and UTF-8?"
+            f"cannot read {', '.join(sources)}: {told}. Is the file complete and UTF-8?"
         ) from error
 
 

@@ -10,7 +10,7 @@ from ..modeling.modeling_elmo import ElmoForSequenceClassification, ElmoForToken
 from ..objectives.collators import ClassificationCollator
 from ..tokenization.tokenization_elmo import ElmoTokenizer
 from .arguments import FinetuneArguments
-from .checkpoints import open_checkpoint
+from .checkpoints import load_whole, open_checkpoint
 from .data import column, read_table, split_words
 from .joint_finetuning import finetune_joint
 from .metrics import classification_scores, most_likely
@@ -183,7 +183,7 @@ def train_task(
     ids = {name: number for number, name in labels.items()}
     config = AutoConfig.from_pretrained(model, id2label=labels, label2id=ids, **head)
     model_class = MODELS[task.kind]
-    network = model_class(config) if from_scratch else model_class.from_pretrained(model, config=config)
+    network = model_class(config) if from_scratch else load_whole(model_class, model, True, config=config)
     training_arguments.remove_unused_columns = False  # the collator makes the model's inputs from `words`
     trainer = Trainer(
         model=network,

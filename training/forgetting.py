@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from ..modeling.inheritance_lstm_seq2seq import PARTS, PLACES
+from .checkpoints import load_whole
 
 logger = logging.get_logger(__name__)
 
@@ -250,7 +251,7 @@ def fisher_of_language_model(
     Returns:
         Diagonal by the language model's names.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = load_whole(AutoModelForCausalLM, folder)
 
     def summed_loss(sentence: Sequence[int]) -> tuple[Tensor, int]:
         ids = torch.tensor([[*begin, *sentence, *end]], device=model.device)

@@ -16,7 +16,10 @@ from transformers import (
 )
 
 from ..modeling.backbones_joint_loss import (
+    OWN_MODELS,
+    STOCK,
     build_language_model,
+    check_objective,
     find_objective,
     open_language_model,
     position_limit,
@@ -32,6 +35,7 @@ from ..objectives.input_forms import InputTemplate
 from ..objectives.joint_collators import JointLossCollator, ReplaySentences
 from ..objectives.joint_tagging import JointTaggingCollator
 from .arguments import FinetuneArguments
+from .checkpoints import load_whole
 from .data import column, read_table
 from .forgetting_report import ForgettingReport
 from .joint_presets import OPENAI_DROPOUT, OPENAI_HEAD, openai_optimizers
@@ -205,7 +209,13 @@ def make_model(
 
 
 def open_backbone(arguments: FinetuneArguments) -> tuple[PreTrainedModel, str]:
-    """The language model and its objective, with new weights where `from_scratch` or `transferred_layers` say so."""
+    """The language model and its objective, with new weights where `from_scratch` or `transferred_layers` say so.
+
+    Its own head may be missing in the checkpoint where no loss and no report reads it.
+
+    Raises:
+        ValueError: a checkpoint that is not whole, or options that contradict it or each other.
+    """
     config = AutoConfig.from_pretrained(arguments.model)
     objective = None if arguments.lm_objective == "auto" else arguments.lm_objective
     dropout = {}
@@ -218,7 +228,18 @@ def open_backbone(arguments: FinetuneArguments) -> tuple[PreTrainedModel, str]:
             setattr(config, name, rate)
         objective = objective or find_objective(config, config.architectures or [])
         return build_language_model(config, objective), objective
-    return open_language_model(arguments.model, objective, **dropout)
+    if config.model_type == "joint-loss":
+        return open_language_model(arguments.model)  # says why not
+    objective = objective or find_objective(config, config.architectures or [])
+    check_objective(config, objective)
+    kind = OWN_MODELS[config.model_type][0] if config.model_type in OWN_MODELS else STOCK[objective]
+    is_read = arguments.lm_loss_weight or arguments.kl_weight or arguments.forgetting_file
+    try:
+        model = load_whole(kind, arguments.model, new_head=not is_read, **dropout)
+    except ValueError as error:
+        hint = " Where only the language model's head is missing, --lm_loss_weight 0 trains the task alone."
+        raise ValueError(f"{error}{hint if is_read and 'lacks weights' in str(error) else ''}") from error
+    return open_language_model(model, objective)
 
 
 def row_length(arguments: FinetuneArguments, language_model: PreTrainedModel) -> int:

@@ -12,6 +12,7 @@ from ..modeling.modeling_elmo import ElmoForPreTraining
 from ..modeling.modeling_lstm_lm import LstmLMForCausalLM
 from ..tokenization.tokenization_elmo import ElmoTokenizer
 from .arguments import PretrainArguments
+from .checkpoints import load_whole
 from .data import most_frequent
 
 MODELS = {"elmo": ElmoForPreTraining, "lstm-lm": LstmLMForCausalLM}
@@ -90,11 +91,12 @@ def make_model(arguments: PretrainArguments, tokenizer: PreTrainedTokenizerBase)
         `ElmoForPreTraining` or `LstmLMForCausalLM`.
 
     Raises:
-        ValueError: sizes that contradict each other, or a tokenizer of another vocabulary than the checkpoint's.
+        ValueError: sizes that contradict each other, a checkpoint that is not whole, or a tokenizer of another vocabulary
+            than its own.
     """
     kind = model_type_of(arguments)
     if arguments.model:
-        model = MODELS[kind].from_pretrained(arguments.model)
+        model = load_whole(MODELS[kind], arguments.model)
         if len(tokenizer) != model.config.vocab_size:
             raise ValueError(
                 f"{arguments.model} predicts {model.config.vocab_size} words, its tokenizer has {len(tokenizer)}. Use the "

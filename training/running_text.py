@@ -56,19 +56,21 @@ def open_text(arguments: PretrainArguments, encode: Callable[[list], list[list]]
         encode: rows to lists of words or of ids.
 
     Returns:
-        The text, not yet read.
+        The text; of the held-out part, the first sentence has been read.
 
     Raises:
         FileNotFoundError: nothing of such a name.
-        ValueError: empty files.
+        ValueError: empty files, or no sentence to evaluate on.
     """
     options = {"text_column": arguments.text_column, "keep_blank": arguments.keep_blank}
     train = open_shards(arguments.train_file, **options)
     if arguments.validation_file:
-        return RunningText(
-            train, open_shards(arguments.validation_file, split="validation", **options), encode
-        )
-    sides = [[Share(shard, held_out) for shard in train] for held_out in (False, True)]
+        sides = train, open_shards(arguments.validation_file, split="validation", **options)
+    else:
+        sides = [[Share(shard, held_out) for shard in train] for held_out in (False, True)]
+    # Evaluation would find out too, but only after the training.
+    if not any(any(encode([row])) for shard in sides[1] for row in shard):
+        raise ValueError(f"{no_sentences(sides[1])} Name text to evaluate on in --validation_file.")
     return RunningText(*sides, encode)
 
 

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from ..modeling.seq2seq_losses import StockSeq2SeqLosses
 from ..objectives.seq2seq import ParallelCollator, TokenRows
+from .checkpoints import load_whole
 from .forgetting import (
     CROSS_ATTENTION,
     FISHER,
@@ -177,7 +178,7 @@ def open_model(arguments: Seq2SeqArguments, label_smoothing: float = 0.0) -> Pre
 
     Raises:
         FileNotFoundError: a local folder without a checkpoint.
-        ValueError: a checkpoint of another kind, or one that nothing tells how targets begin.
+        ValueError: a checkpoint of another kind, one that is not whole, or one that nothing tells how targets begin.
     """
     name = arguments.model
     looks_local = Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
@@ -200,7 +201,7 @@ def open_model(arguments: Seq2SeqArguments, label_smoothing: float = 0.0) -> Pre
         )
     if arguments.from_scratch:
         return AutoModelForSeq2SeqLM.from_config(config)
-    return AutoModelForSeq2SeqLM.from_pretrained(name, config=config, dtype=torch.float32)
+    return load_whole(AutoModelForSeq2SeqLM, name, config=config, dtype=torch.float32)
 
 
 def _own_fields(arguments: Seq2SeqArguments, label_smoothing: float) -> dict:

@@ -40,6 +40,7 @@ from ..modeling.modeling_spanbert import SpanBertForPreTraining
 from ..objectives.documents import Documents
 from ..objectives.word_ids import FirstOf, Gazetteer, JiebaSegmenter, Segmenter
 from .arguments import PretrainArguments
+from .checkpoints import load_whole
 from .objective_rows import Laned
 from .objectives import Objective, find_objective
 from .recurrence import check_memories
@@ -292,7 +293,7 @@ def open_model(objective: Objective, source: str, tokenizer: PreTrainedTokenizer
         tokenizer: gives a new model its ids.
 
     Raises:
-        ValueError: no model, or one that does not fit the objective.
+        ValueError: no model, one that does not fit the objective, or a checkpoint whose body is not whole.
         OSError: no such checkpoint.
     """
     if not source:
@@ -319,7 +320,7 @@ def _opened(
     if objective.name == "mass" and config.model_type != "encoder-decoder":
         return _two_of_one(config, source, tokenizer)
     auto = getattr(modeling_auto, objective.models.auto)
-    return auto.from_config(config) if source is None else auto.from_pretrained(source, config=config)
+    return auto.from_config(config) if source is None else load_whole(auto, source, True, config=config)
 
 
 def _two_of_one(
@@ -329,6 +330,7 @@ def _two_of_one(
     if source is None:
         model = EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(config, config))
     else:
+        load_whole(modeling_auto.AutoModelForMaskedLM, source, True)  # refuses gaps
         model = EncoderDecoderModel.from_encoder_decoder_pretrained(source, source)
     model.config.decoder_start_token_id = tokenizer.cls_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -342,10 +344,11 @@ def _ours(name: str, config: PreTrainedConfig, source: str | None) -> PreTrained
         held = "discriminator_config" if kind is ElectraJointConfig else "text_config"
         return model(kind(**{held: config}))
     if config.model_type == kind.model_type:
-        return model.from_pretrained(source)
+        return load_whole(model, source)
     if kind is not ElectraJointConfig:
-        return model.from_encoder(source)
-    discriminator = modeling_auto.AutoModelForPreTraining.from_pretrained(source)
+        load_whole(modeling_auto.AutoModelForMaskedLM, source, True)  # refuses gaps
+        return model.from_encoder(source)  # warns where the language model's head is new
+    discriminator = load_whole(modeling_auto.AutoModelForPreTraining, source, True)
     return ElectraForJointPreTraining(
         ElectraJointConfig(discriminator_config=discriminator.config), discriminator
     )

@@ -196,7 +196,7 @@ def open_shards(
 
     Raises:
         FileNotFoundError: nothing of this name.
-        ValueError: files without content.
+        ValueError: files without content, or a column of files that are all lines of text.
     """
     shards = []
     for source in [sources] if isinstance(sources, str | os.PathLike) else sources:
@@ -213,10 +213,29 @@ def open_shards(
         raise ValueError(
             "sources is empty; expected a file, a pattern, a folder or a data set's name. Name one."
         )
+    if not any(isinstance(shard, TableShard) for shard in shards):
+        refuse_column(text_column, ", ".join(map(str, shards[:3])))
     empty = [str(shard) for shard in shards if os.path.exists(str(shard)) and not os.path.getsize(str(shard))]
     if empty:
         raise ValueError(f"found files without content: {', '.join(empty)}; expected text. Leave them out.")
     return shards
+
+
+def refuse_column(text_column: str | None, source: str) -> None:
+    """Refuse the name of a column where there are no columns.
+
+    Args:
+        text_column: what the user said; None, or `text`, which tables made of lines have, is fine.
+        source: the text, for the message.
+
+    Raises:
+        ValueError: another name.
+    """
+    if text_column not in (None, "text"):
+        raise ValueError(
+            f"column {text_column!r} is of a table ({' '.join(sorted(set(FORMATS) - {'.txt'}))}), but {source} holds lines "
+            "of text. Leave the column out, or name a table."
+        )
 
 
 def count_words(shards: Sequence[Iterable], encode: Encode) -> tuple[int, int, Counter]:
@@ -282,4 +301,4 @@ def _hub_shards(source: str, text_column: str | None, keep_blank: bool, split: s
     return [TableShard(source, text_column, keep_blank, split, (part, parts)) for part in range(parts)]
 
 
-__all__ = ["Share", "TableShard", "TextFile", "count_words", "open_shards"]
+__all__ = ["Share", "TableShard", "TextFile", "count_words", "open_shards", "refuse_column"]
