@@ -256,9 +256,9 @@ class ElmoLstm(nn.Module):
         ]
         beside = choose_path(self.forward_layers[0].weight_hh) == "cuda"
         found = in_streams(self._read, calls) if beside else (self._read(*call) for call in calls)
-        halves, ends = [], []
+        halves, ends, packed = [], [], torch.arange(len(index), device=index.device)
         for (outputs, states), place in zip(found, places, strict=True):
-            unpack = torch.empty_like(place).scatter_(0, place, torch.arange(len(place), device=place.device))
+            unpack = torch.empty_like(place).scatter_(0, place, packed)
             halves.append([output.index_select(0, unpack) for output in outputs])
             ends.append(states)
         for state, last in zip((h, c), zip(*ends, strict=True), strict=True):
@@ -279,7 +279,8 @@ class ElmoLstm(nn.Module):
             hidden, words = hidden.index_select(0, words), None
         outputs, ends = [], []
         for number, (layer, *state) in enumerate(zip(layers, *states, strict=True)):
-            hidden = F.dropout(hidden, self.dropout, self.training)
+            if self.training:
+                hidden = F.dropout(hidden, self.dropout)
             output, last = layer(hidden, batch_sizes, tuple(state), None if number else words)
             hidden = output + hidden if number and self.use_skip_connections else output
             outputs.append(hidden)

@@ -220,7 +220,7 @@ def run_steps(
     size, (rows, cells) = weight_hh.shape[1], c.shape
     outputs = c.new_empty(positions, size)
     rounded = torch.empty_like(outputs, dtype=dtype) if half else outputs  # what the next step reads
-    m, sizes = torch.empty(rows, cells, dtype=dtype), torch.tensor(batch_sizes)
+    m, sizes = torch.empty(rows, cells, dtype=dtype), (ctypes.c_int64 * len(batch_sizes))(*batch_sizes)
     recurrent = _gates[half](weight_hh)
     projection = None if weight_proj is None else _projections[half](weight_proj)
     run = Run(
@@ -239,7 +239,8 @@ def run_steps(
         stop = start + sum(piece)
         blocks, index = products.blocks(start, stop)  # which must live until the kernel has read them
         addresses = _addresses(blocks, index, stop - start)
-        run.inputs, run.batch_sizes, run.steps = addresses.data_ptr(), sizes[step:].data_ptr(), len(piece)
+        run.inputs, run.steps = addresses.data_ptr(), len(piece)
+        run.batch_sizes = ctypes.addressof(sizes) + step * ctypes.sizeof(ctypes.c_int64)
         run.outputs, run.rounded = outputs[start:].data_ptr(), rounded[start:].data_ptr() if half else None
         compiled.lstmp_run(run, half, threads)
         run.h = rounded[stop - piece[-1] :].data_ptr()

@@ -51,10 +51,10 @@ def pack(lengths: Tensor) -> tuple[Tensor, list[int], tuple[Tensor, Tensor]]:
     """
     device, lengths = lengths.device, lengths.cpu()
     starts = lengths.cumsum(0) - lengths
-    order = lengths.argsort(descending=True, stable=True)
-    order = order[: int((lengths > 0).sum())]
-    sorted_lengths, starts = lengths[order], starts[order]
-    steps = torch.arange(int(lengths.max()) if len(lengths) else 0)[:, None]  # (T, 1)
+    rows = int(lengths.count_nonzero())
+    sorted_lengths, order = (found[:rows] for found in lengths.sort(descending=True, stable=True))
+    starts = starts[order]
+    steps = torch.arange(int(sorted_lengths[0]) if rows else 0)[:, None]  # (T, 1)
     alive = steps < sorted_lengths  # (T, R)
     forward, backward = starts + steps, starts + sorted_lengths - 1 - steps
     indices = forward[alive].to(device), backward[alive].to(device)

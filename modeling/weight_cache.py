@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 Made = TypeVar("Made")
-SAMPLE = 512  # numbers of a weight that are compared
+SAMPLE = 64  # numbers of a weight that are compared; each costs a look into memory
 
 
 def state_of(weight: Tensor) -> tuple | None:
