@@ -261,10 +261,9 @@ INLINE int64_t panels_of(int64_t n) { return (n + PANEL - 1) / PANEL; }
 INLINE int64_t first_row(int64_t n, int64_t panel) { return n * panel / panels_of(n); }
 
 /* A thread's part of all steps: it meets the others once after the cells and once after the outputs of each. */
-INLINE void walk(const Run *run, const int bf16, int thread, int threads) {
+INLINE void walk(const Run *run, const int bf16, const int far, int thread, int threads) {
   const int64_t D = run->cells, P = run->size, wide = bf16 ? 2 : 4;
   const int64_t blocks = D / GROUP, columns = (P + BLOCK - 1) / BLOCK;
-  const int far = 5 * D * P * wide > FAR;
   const char *h = run->h;
   int64_t start = 0;
   for (int64_t step = 0; step < run->steps; step++) {
@@ -309,22 +308,23 @@ INLINE void walk(const Run *run, const int bf16, int thread, int threads) {
   }
 }
 
+/* A thread's part, written out for each kind of weights. */
+INLINE void walk_any(const Run *run, int bf16, int thread, int threads) {
+  const int far = 5 * run->cells * run->size * (bf16 ? 2 : 4) > FAR;
+  if (bf16 && far) walk(run, 1, 1, thread, threads);
+  if (bf16 && !far) walk(run, 1, 0, thread, threads);
+  if (!bf16 && far) walk(run, 0, 1, thread, threads);
+  if (!bf16 && !far) walk(run, 0, 0, thread, threads);
+}
+
 /* Run a packed batch. Without a projection a bf16 run leaves its outputs in `rounded` alone. */
 void lstmp_run(const Run *run, int bf16, int threads) {
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
-  {
-    if (bf16)
-      walk(run, 1, omp_get_thread_num(), omp_get_num_threads());
-    else
-      walk(run, 0, omp_get_thread_num(), omp_get_num_threads());
-  }
+  walk_any(run, bf16, omp_get_thread_num(), omp_get_num_threads());
 #else
   (void)threads;
-  if (bf16)
-    walk(run, 1, 0, 1);
-  else
-    walk(run, 0, 0, 1);
+  walk_any(run, bf16, 0, 1);
 #endif
 }
 
