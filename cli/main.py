@@ -56,11 +56,6 @@ def explain(error: Exception) -> str | None:
         return (
             f"a file that should be text is no UTF-8 ({error}). Convert it to UTF-8, or name the right file."
         )
-    if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" in str(error):
-        return (
-            "a checkpoint holds weights of other shapes than its config.json says. Copy or download it again, all files "
-            "of it."
-        )
     if isinstance(error, ValueError) and "trust_remote_code" in str(error):
         who = FOREIGN_CODE.search(str(error))
         return (

@@ -49,9 +49,10 @@ class TextBlocks(Dataset):
         Raises:
             ValueError: nothing is left.
         """
-        text = ~vocabulary.is_special[self.columns["input_ids"]]
+        stop = self.edges[-1]  # behind it may be a rest that fills no block
+        text = ~vocabulary.is_special[self.columns["input_ids"][:stop]]
         if "word_ids" in self.columns:
-            text &= self.columns["word_ids"] >= 0
+            text &= self.columns["word_ids"][:stop] >= 0
         other = copy.copy(self)
         other.kept = self.kept[np.logical_or.reduceat(text, self.edges[:-1])[self.kept]]
         if not len(other):

@@ -86,26 +86,27 @@ def checkpoints(folder: Path) -> list[Path]:
 def _checkpoint(folder: Path, resume: str | bool, learning_rate: float) -> str:
     """The checkpoint to resume from."""
     if str(resume).lower() == "true":
-        if found := checkpoints(folder):
-            _tell_rate(found[0], learning_rate)
-            # Where lists of files are written, a checkpoint without one is not whole: its Trainer chooses.
-            return "true" if any((path / FILES).is_file() for path in found) else str(found[0])
-        raise FileNotFoundError(
-            f"{folder} has no whole checkpoint to resume from. Leave out --resume_from_checkpoint and start in an empty "
-            "--output_dir; --save_steps saves earlier."
-        )
-    if not (Path(resume) / WRITTEN_LAST).is_file():
-        raise FileNotFoundError(
-            f"{resume} is no checkpoint to resume from: it has no {WRITTEN_LAST}. Name a run's folder checkpoint-N, or true "
-            "for the newest in --output_dir."
-        )
-    elsewhere = Path(resume).resolve().parent != folder.resolve()
-    if elsewhere and folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(
-            f"{folder} is not empty and {resume} is of another run. Choose another --output_dir, or delete it."
-        )
-    _tell_rate(Path(resume), learning_rate)
-    return str(resume)
+        found = checkpoints(folder)
+        if not found:
+            raise FileNotFoundError(
+                f"{folder} has no whole checkpoint to resume from. Leave out --resume_from_checkpoint and start in an empty "
+                "--output_dir; --save_steps saves earlier."
+            )
+        # Where lists of files are written, a checkpoint without one is not whole: its Trainer chooses.
+        name, path = "true" if any((one / FILES).is_file() for one in found) else str(found[0]), found[0]
+    else:
+        name, path = str(resume), Path(resume)
+        if not (path / WRITTEN_LAST).is_file():
+            raise FileNotFoundError(
+                f"{resume} is no checkpoint to resume from: it has no {WRITTEN_LAST}. Name a run's folder checkpoint-N, or "
+                "true for the newest in --output_dir."
+            )
+        if path.resolve().parent != folder.resolve() and folder.is_dir() and any(folder.iterdir()):
+            raise FileExistsError(
+                f"{folder} is not empty and {resume} is of another run. Choose another --output_dir, or delete it."
+            )
+    _tell_rate(path, learning_rate)
+    return name
 
 
 def _tell_rate(checkpoint: Path, learning_rate: float) -> None:

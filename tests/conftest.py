@@ -32,6 +32,16 @@ def same_start():
         torch.set_num_threads(1)  # tiny models gain nothing from more, and lose on a busy machine
 
 
+@pytest.fixture
+def no_tf32():
+    """Products of float32 on a GPU without TF32."""
+    import torch
+
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of originals' outputs and data sets that may lie beside the checkout."""

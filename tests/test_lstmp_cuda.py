@@ -1,14 +1,12 @@
 """The way "cuda" of `lstmp`: its loop on CPUs, its kernel in Triton's interpreter, and all of it where there is a GPU."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
+from gpu import check_interpreted, needs_cuda
 from reference.lstmp_naive import lstmp_naive
 
 from heirloom.modeling import lstmp as lstmp_file
@@ -285,37 +283,21 @@ print("equal")
 
 @pytest.mark.slow  # another process, with torch and triton
 def test_the_kernel_in_tritons_interpreter():
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed")
-    environment = os.environ | {"TRITON_INTERPRET": "1"}  # read when triton is imported: another process
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], capture_output=True, text=True, env=environment
-    )
-    assert done.stdout == "equal\n", done.stderr
+    check_interpreted(INTERPRETED)
 
 
 # On a GPU
-
-needs_cuda = pytest.mark.skipif(bool(lstmp_cuda.why_not_cuda()), reason=lstmp_cuda.why_not_cuda() or "-")
 
 
 def on_cuda(made):
     return [one if one is None else one.cuda() for one in made]
 
 
-@pytest.fixture
-def exact():
-    """Products of float32 without TF32."""
-    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
-
-
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("sizes", [(24, 20), (16, None), (320, 136)])
 @pytest.mark.parametrize("clips", CLIPS.values(), ids=CLIPS)
-def test_gpu_equals_the_twin(exact, clips, sizes):
+def test_gpu_equals_the_twin(no_tf32, clips, sizes):
     made = tensors(sizes)
     expected, ours = twin(made, clips), on_cuda(made)
     with lstmp_path("cuda"), torch.no_grad():
@@ -331,7 +313,7 @@ def test_gpu_equals_the_twin(exact, clips, sizes):
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_gpu_graphs_are_reused_and_follow_changed_weights(exact, monkeypatch, precision):
+def test_gpu_graphs_are_reused_and_follow_changed_weights(no_tf32, monkeypatch, precision):
     captures, capture = [], lstmp_cuda.capture
     monkeypatch.setattr(lstmp_cuda, "capture", lambda work: captures.append(1) or capture(work))
     made = on_cuda(tensors((64, 32)))
@@ -349,7 +331,7 @@ def test_gpu_graphs_are_reused_and_follow_changed_weights(exact, monkeypatch, pr
 
 @pytest.mark.gpu
 @needs_cuda
-def test_gpu_streams_take_turns(exact):
+def test_gpu_streams_take_turns(no_tf32):
     made = on_cuda(tensors((320, 136)))
     other = [made[0] * 2, *made[1:]]
     with lstmp_path("loop"), torch.no_grad():
@@ -369,7 +351,7 @@ def test_gpu_streams_take_turns(exact):
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("path", ["cuda", "loop"])
-def test_gpu_gradients_equal_the_cpus(exact, path):
+def test_gpu_gradients_equal_the_cpus(no_tf32, path):
     few = [3, 2, 2]
     made = [one.requires_grad_() for one in tensors((24, 20), positions=7, rows=3)]
     ours = [one.detach().cuda().requires_grad_() for one in made]
@@ -384,7 +366,7 @@ def test_gpu_gradients_equal_the_cpus(exact, path):
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("path", ["cuda", "loop"])
-def test_gpu_elmo_equals_the_cpus(exact, path):
+def test_gpu_elmo_equals_the_cpus(no_tf32, path):
     model, char_ids = elmo()
     with torch.no_grad():
         expected = model(char_ids=char_ids, output_hidden_states=True).hidden_states

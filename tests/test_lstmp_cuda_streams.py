@@ -8,6 +8,7 @@ import itertools
 
 import pytest
 import torch
+from gpu import needs_cuda
 
 from heirloom.modeling import layers_elmo, lstmp_cuda, lstmp_cuda_training
 from heirloom.modeling import lstmp as lstmp_file
@@ -134,21 +135,11 @@ def test_an_elmo_in_training(monkeypatch, dropout, checkpointing):
 
 # On a GPU
 
-needs_cuda = pytest.mark.skipif(bool(lstmp_cuda.why_not_cuda()), reason=lstmp_cuda.why_not_cuda() or "-")
-
-
-@pytest.fixture
-def exact():
-    """Products of float32 without TF32."""
-    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
-
 
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gpu_two_streams_equal_one(exact, monkeypatch, checkpointing):
+def test_gpu_two_streams_equal_one(no_tf32, monkeypatch, checkpointing):
     model, char_ids = elmo(dropout=0.3)
     model, char_ids = model.train().cuda(), char_ids.cuda()
     if checkpointing:
@@ -165,7 +156,7 @@ def test_gpu_two_streams_equal_one(exact, monkeypatch, checkpointing):
 
 @pytest.mark.gpu
 @needs_cuda
-def test_gpu_training_follows_the_loop(exact):
+def test_gpu_training_follows_the_loop(no_tf32):
     """Twenty steps of an optimizer on batches of changing shapes, in two streams, nothing waited for in between."""
     sides = []
     for path in ("cuda", "loop"):

@@ -5,15 +5,12 @@ No GPU has run the tests marked `gpu` so far.
 
 import contextlib
 import gc
-import importlib.util
-import os
-import subprocess
-import sys
 from collections import Counter, OrderedDict
 from types import SimpleNamespace
 
 import pytest
 import torch
+from gpu import check_interpreted, needs_cuda
 from reference.lstmp_naive import lstmp_naive
 from torch.autograd import gradcheck
 
@@ -356,26 +353,10 @@ print("equal")
 
 @pytest.mark.slow  # another process, with torch and triton
 def test_the_kernels_in_tritons_interpreter():
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed")
-    environment = os.environ | {"TRITON_INTERPRET": "1"}  # read when triton is imported: another process
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], capture_output=True, text=True, env=environment
-    )
-    assert done.stdout == "equal\n", done.stderr
+    check_interpreted(INTERPRETED)
 
 
 # On a GPU
-
-needs_cuda = pytest.mark.skipif(bool(lstmp_cuda.why_not_cuda()), reason=lstmp_cuda.why_not_cuda() or "-")
-
-
-@pytest.fixture
-def exact():
-    """Products of float32 without TF32."""
-    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def on_cuda(made):
@@ -386,7 +367,7 @@ def on_cuda(made):
 @needs_cuda
 @pytest.mark.parametrize("sizes", [(24, 20), (16, None), (320, 136)])
 @pytest.mark.parametrize("clips", CLIPS.values(), ids=CLIPS)
-def test_gpu_graphs_equal_the_plain_loops(exact, monkeypatch, clips, sizes):
+def test_gpu_graphs_equal_the_plain_loops(no_tf32, monkeypatch, clips, sizes):
     """Also where weights change in place, where one moves, and in a stream of its own."""
     captures, capture = [], lstmp_cuda.capture
     monkeypatch.setattr(lstmp_cuda_training, "capture", lambda work: captures.append(1) or capture(work))

@@ -6,25 +6,20 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_checkpoints import save_elmo, save_lstm_lm
 from stock_lms import gpt2, save, tokenizer
 from transformers import TrainerCallback, TrainingArguments
 from typer.testing import CliRunner
 
 from heirloom.cli.main import app
 from heirloom.conversion.seq2seq import convert_seq2seq
-from heirloom.modeling.configuration_elmo import ElmoConfig
-from heirloom.modeling.configuration_lstm_lm import LstmLMConfig
 from heirloom.modeling.modeling_elmo import ElmoForPreTraining, ElmoForSequenceClassification
-from heirloom.modeling.modeling_lstm_lm import LstmLMForCausalLM
 from heirloom.sharing import run_folder as folders
-from heirloom.tokenization.tokenization_elmo import ElmoTokenizer
 from heirloom.training.arguments import FinetuneArguments
 from heirloom.training.forgetting import fisher_of_language_model
 from heirloom.training.joint_finetuning import open_backbone
-from heirloom.training.tokenizers import train_tokenizer
 from heirloom.training.trainer import JsonLinesLog
 
-SIZES = {"char_filters": [[1, 4]], "char_embedding_size": 4, "projection_size": 8, "cell_size": 8}
 QUICK = ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1", "--eval_strategy", "no"]
 QUICK += ["--load_best_model_at_end", "false", "--disable_tqdm", "true", "--report_to", "none"]
 
@@ -34,21 +29,10 @@ def files(tmp_path_factory):
     """Checkpoints of each family, and text and tasks to train them on."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("files")
-    words = ElmoTokenizer.from_words(["<S>", "</S>", "<UNK>", "the", "bank"])
-    config = ElmoConfig(**SIZES, num_hidden_layers=1, num_highway_layers=1, vocab_size=len(words))
-    for name, kind in (("elmo", ElmoForPreTraining), ("tagger", ElmoForSequenceClassification)):
-        kind(config).save_pretrained(folder / name)
-        words.save_pretrained(folder / name)
-    wide = ElmoConfig(
-        **SIZES | {"cell_size": 16}, num_hidden_layers=1, num_highway_layers=1, vocab_size=len(words)
-    )
-    ElmoForPreTraining(wide).save_pretrained(folder / "wide")
-    words.save_pretrained(folder / "wide")
-    known, _ = train_tokenizer(["the bank"] * 2, "word", 50, tokenized=True)
-    LstmLMForCausalLM(LstmLMConfig(vocab_size=len(known), embedding_size=4, cell_size=4)).save_pretrained(
-        folder / "lm"
-    )
-    known.save_pretrained(folder / "lm")
+    kinds = {"elmo": ElmoForPreTraining, "tagger": ElmoForSequenceClassification, "wide": ElmoForPreTraining}
+    for name, kind in kinds.items():
+        save_elmo(folder / name, kind, num_hidden_layers=1, cell_size=16 if name == "wide" else 8)
+    save_lstm_lm(folder / "lm")
     convert_seq2seq(str(folder / "lm"), str(folder / "lm"), folder / "seq2seq")
     save(gpt2(40), folder / "gpt2", tokenizer(40))
     (folder / "pairs.yaml").write_text("forgetting: none\n")

@@ -72,6 +72,8 @@ def test_blocks_with_nothing_to_hide_are_left_out():
     assert rows_of(words.with_text(Vocabulary(100, special_ids=(5,)))) == [[8] * 10]
     with pytest.raises(ValueError, match="special tokens alone, or no words"):
         pack_doc_sentences([[[5, 5]]], 8).with_text(Vocabulary(100, special_ids=(5,)))
+    rest = TextBlocks({"input_ids": np.array([7, 5, 8])}, np.array([0, 1, 2]))  # the 8 fills no block
+    assert rows_of(rest.with_text(Vocabulary(100, special_ids=(5,)))) == [[7]]
 
 
 def test_full_sentences():

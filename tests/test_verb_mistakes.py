@@ -9,38 +9,27 @@ import time
 import pytest
 import torch
 from datasets import Dataset
+from small_checkpoints import save_elmo, save_lstm_lm
 from typer.testing import CliRunner
 
 from heirloom.cli import main
 from heirloom.cli.main import app
 from heirloom.conversion.vocabulary import repeated_words
-from heirloom.modeling.configuration_elmo import ElmoConfig
-from heirloom.modeling.configuration_lstm_lm import LstmLMConfig
 from heirloom.modeling.modeling_elmo import ElmoForPreTraining, ElmoModel
-from heirloom.modeling.modeling_lstm_lm import LstmLMForCausalLM
 from heirloom.sharing.cards import CardFacts, update_card, write_card
 from heirloom.sharing.lines import new_text_file
 from heirloom.tokenization.tokenization_elmo import ElmoTokenizer
 from heirloom.training.data import read_table
 from heirloom.training.text_files import open_shards
-from heirloom.training.tokenizers import train_tokenizer
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoints")
-    words = ElmoTokenizer.from_words(["<S>", "</S>", "<UNK>", "the", "bank"])
-    sizes = {"char_filters": [[1, 4]], "char_embedding_size": 4, "projection_size": 8, "cell_size": 16}
-    config = ElmoConfig(**sizes, num_highway_layers=1, vocab_size=len(words))
     for name, kind in (("elmo", ElmoForPreTraining), ("body", ElmoModel)):
-        kind(config).save_pretrained(folder / name)
-        words.save_pretrained(folder / name)
-    tokenizer, _ = train_tokenizer(["the bank"] * 2, "word", 50, tokenized=True)
-    LstmLMForCausalLM(LstmLMConfig(vocab_size=len(tokenizer), embedding_size=4, cell_size=4)).save_pretrained(
-        folder / "lm"
-    )
-    tokenizer.save_pretrained(folder / "lm")
+        save_elmo(folder / name, kind)
+    save_lstm_lm(folder / "lm")
     return folder
 
 

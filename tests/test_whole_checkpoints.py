@@ -6,21 +6,15 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_checkpoints import save_elmo, save_lstm_lm
 from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 from heirloom.cli.main import app
 from heirloom.conversion.seq2seq import convert_seq2seq
 from heirloom.conversion.vocabulary import read_vocabulary
-from heirloom.modeling.configuration_elmo import ElmoConfig
-from heirloom.modeling.configuration_lstm_lm import LstmLMConfig
 from heirloom.modeling.modeling_elmo import ElmoForPreTraining, ElmoForTokenClassification
 from heirloom.modeling.modeling_joint_loss import JointLossForSequenceClassification
-from heirloom.modeling.modeling_lstm_lm import LstmLMForCausalLM
-from heirloom.tokenization.tokenization_elmo import ElmoTokenizer
-from heirloom.training.tokenizers import train_tokenizer
-
-SIZES = {"char_filters": [[1, 4], [2, 4]], "char_embedding_size": 4, "projection_size": 8, "cell_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +22,9 @@ def checkpoints(tmp_path_factory):
     """A folder with one checkpoint of each family."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("whole")
-    words = ElmoTokenizer.from_words(["<S>", "</S>", "<UNK>", "the", "bank"])
-    config = ElmoConfig(**SIZES, num_highway_layers=1, vocab_size=len(words))
     for name, kind in (("elmo", ElmoForPreTraining), ("tagger", ElmoForTokenClassification)):
-        kind(config).save_pretrained(folder / name)
-        words.save_pretrained(folder / name)
-    tokenizer, _ = train_tokenizer(["the bank"] * 2, "word", 50, tokenized=True)
-    LstmLMForCausalLM(LstmLMConfig(vocab_size=len(tokenizer), embedding_size=4, cell_size=4)).save_pretrained(
-        folder / "lm"
-    )
-    tokenizer.save_pretrained(folder / "lm")
+        save_elmo(folder / name, kind)
+    save_lstm_lm(folder / "lm")
     convert_seq2seq(str(folder / "lm"), str(folder / "lm"), folder / "seq2seq")
     gpt = GPT2LMHeadModel(
         GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1, bos_token_id=1, eos_token_id=1)
