@@ -109,12 +109,18 @@ def dense(layer: nn.Linear, inputs: Tensor) -> Tensor:
 
 
 def describe_paths() -> str:
-    """One line for bug reports: the way that large models take, and why no better one."""
+    """One line for bug reports: the way that large models take, and why no better one or that it is forced."""
+    try:
+        forced = forced_path()
+    except ValueError as error:
+        return f"none: {error}"
     parts = []
     for name, reason in lstmp_paths().items():
+        if forced not in ("auto", name):
+            continue
         if not reason:
             level = f" ({machine_level()})" if name == "native" else ""
-            return "; ".join([f"{name}{level}", *parts])
+            return "; ".join([f"{name}{level}", *parts, *([] if forced == "auto" else ["forced"])])
         parts.append(f"not {name}: {reason}")
     return "loop"
 

@@ -246,6 +246,15 @@ def test_the_description_names_instructions():
     assert describe_paths() == f"native ({lstmp_native.machine_level()})"
 
 
+def test_the_description_says_what_is_forced(monkeypatch):
+    monkeypatch.setenv("HEIRLOOM_LSTMP", "packed")
+    assert describe_paths() == "packed; forced"
+    with lstmp_path("native"):
+        assert describe_paths() == f"native ({lstmp_native.machine_level()}); forced"
+    monkeypatch.setenv("HEIRLOOM_LSTMP", "fastest")
+    assert describe_paths().startswith("none: HEIRLOOM_LSTMP must be one of auto, native, packed")
+
+
 # Building
 
 compile_in_earnest = lstmp_native._compile
